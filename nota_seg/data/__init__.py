@@ -1,0 +1,1 @@
+"""Segmentation data: sources found by looking, labels, transforms, the loader, verification, downloads."""
