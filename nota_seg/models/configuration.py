@@ -1,0 +1,146 @@
+"""The architecture as data: a line a stage, and a decoder.
+
+A stage reads like a row of the paper's table:
+
+    dict(depth=2, dim=32, stride=4, heads=1, mlp_ratio=4, mixer={"name": "sra", "ratio": 8})
+
+Every choice is the name of a registered component, with options where it has some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from nota_seg.models.registry import DECODERS, FEEDFORWARDS, MIXERS, SKIPS, STEMS, Spec
+from util.errors import InputError, did_you_mean
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+PER_STAGE = {"mixer": MIXERS, "feedforward": FEEDFORWARDS, "skip": SKIPS, "stem": STEMS}
+
+
+@dataclass
+class StageConfig:
+    """One stage of the encoder: `depth` blocks of mixer and feed-forward at one resolution, after a stem."""
+
+    depth: int  # blocks
+    dim: int  # channels
+    stride: int  # of the stem, relative to the stage before
+    heads: int = 1  # of the mixer, where it has heads
+    mlp_ratio: float = 4  # feed-forward hidden channels / dim
+    stem: Spec = "overlap"
+    mixer: Spec = field(default_factory=lambda: {"name": "sra", "ratio": 1})
+    feedforward: Spec = "mix"
+    skip: Spec = "add"
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "dim", "stride", "heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"a stage's {name} must be a whole number of at least 1, got {value!r}")
+        if not self.mlp_ratio > 0:
+            raise InputError(f"a stage's mlp_ratio must be positive, got {self.mlp_ratio!r}")
+        for name, registry in PER_STAGE.items():
+            setattr(self, name, registry.normalise(getattr(self, name)))
+
+    @classmethod
+    def of(cls, value: StageConfig | Mapping[str, Any]) -> StageConfig:
+        """A stage from a mapping; an unknown key is an error that suggests the nearest one."""
+        if isinstance(value, StageConfig):
+            return value
+        known = {f.name for f in fields(cls)}
+        for key in value:
+            if key not in known:
+                raise InputError(f"a stage has no key {key!r}: {did_you_mean(key, known)}")
+        missing = {"depth", "dim", "stride"} - set(value)
+        if missing:
+            raise InputError(f"a stage needs {', '.join(sorted(missing))}, got {sorted(value)}")
+        return cls(**value)
+
+
+class NotaSegConfig(PretrainedConfig):
+    """Configuration of every nota-seg model.
+
+    Args:
+        stages: One mapping a stage, see `StageConfig`.
+        decoder: A registered decoder and its options; used by the segmentation model alone.
+        in_channels: Channels of the input.
+        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0 over the blocks.
+        layer_norm_eps: Epsilon of the LayerNorms of blocks and stages (1e-6, as the published weights were trained).
+        initializer_range: Standard deviation of the truncated normal that Linear weights start from.
+        semantic_loss_ignore_index: The label that has no loss.
+        image_mean: Of the RGB input scaled to 0..1.
+        image_std: Of the RGB input scaled to 0..1.
+        image_size: (longest, shortest) side in pixels that a picture is fitted to before evaluation, or None: as it is.
+    """
+
+    model_type = "nota_seg"
+
+    def __init__(
+        self,
+        stages: Sequence[Mapping[str, Any] | StageConfig] | None = None,
+        decoder: Spec = "mlp",
+        in_channels: int = 3,
+        drop_path_rate: float = 0.1,
+        layer_norm_eps: float = 1e-6,
+        initializer_range: float = 0.02,
+        semantic_loss_ignore_index: int = 255,
+        image_mean: Sequence[float] = IMAGENET_MEAN,
+        image_std: Sequence[float] = IMAGENET_STD,
+        image_size: Sequence[int] | None = (2048, 512),
+        **kwargs: Any,
+    ) -> None:
+        # transformers builds a configuration without arguments to find what differs from the defaults.
+        if stages is None:
+            stages = SEGFORMER_B0
+        if not stages:
+            raise InputError("a model needs at least one stage")
+        if not 0 <= drop_path_rate < 1:
+            raise InputError(f"drop_path_rate must be in [0, 1), got {drop_path_rate!r}")
+        self.stages = [asdict(StageConfig.of(s)) for s in stages]
+        self.decoder = DECODERS.normalise(decoder)
+        self.in_channels = in_channels
+        self.drop_path_rate = drop_path_rate
+        self.layer_norm_eps = layer_norm_eps
+        self.initializer_range = initializer_range
+        self.semantic_loss_ignore_index = semantic_loss_ignore_index
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self.image_size = None if image_size is None else list(image_size)
+        super().__init__(**kwargs)
+
+    @property
+    def stage_configs(self) -> list[StageConfig]:
+        return [StageConfig.of(s) for s in self.stages]
+
+    @property
+    def channels(self) -> list[int]:
+        """Channels of each stage's feature map."""
+        return [s["dim"] for s in self.stages]
+
+    @property
+    def strides(self) -> list[int]:
+        """Stride of each stage's feature map, relative to the input."""
+        strides = [s["stride"] for s in self.stages]
+        for i in range(1, len(strides)):
+            strides[i] *= strides[i - 1]
+        return strides
+
+    def _component_names(self, kind: str) -> list[str]:
+        return [s[kind]["name"] for s in self.stages]
+
+    def components(self) -> dict[str, list[str]]:
+        """The names of all components, by kind, one a stage."""
+        return {kind: self._component_names(kind) for kind in PER_STAGE} | {"decoder": [self.decoder["name"]]}
+
+
+SEGFORMER_B0 = [
+    dict(depth=2, dim=32, stride=4, heads=1, mixer={"name": "sra", "ratio": 8}),
+    dict(depth=2, dim=64, stride=2, heads=2, mixer={"name": "sra", "ratio": 4}),
+    dict(depth=2, dim=160, stride=2, heads=5, mixer={"name": "sra", "ratio": 2}),
+    dict(depth=2, dim=256, stride=2, heads=8, mixer={"name": "sra", "ratio": 1}),
+]

@@ -1,0 +1,31 @@
+"""The pre-norm residual with a learned scale per channel (CaiT's LayerScale, arXiv 2103.17239)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from timm.layers import DropPath, LayerScale
+from torch import Tensor, nn
+
+from nota_seg.models.registry import SKIPS
+
+
+@SKIPS.register("lscale")
+class LayerScaleSkip(nn.Module):
+    """x + DropPath(scale * branch(LayerNorm(x))).
+
+    Args:
+        dim: Channels.
+        drop_path: Probability of dropping the branch for a whole sample.
+        eps: Of the LayerNorm.
+        init: What every scale starts from.
+    """
+
+    def __init__(self, dim: int, drop_path: float, eps: float, init: float = 1e-2) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.scale = LayerScale(dim, init_values=init)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x_BHWC: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        return x_BHWC + self.drop_path(self.scale(branch(self.norm(x_BHWC))))
