@@ -20,9 +20,7 @@ class Block(nn.Module):
     def __init__(self, stage: StageConfig, drop_path: float, eps: float) -> None:
         super().__init__()
         self.mixer = MIXERS.build(stage.mixer, dim=stage.dim, heads=stage.heads)
-        self.feedforward = FEEDFORWARDS.build(
-            stage.feedforward, dim=stage.dim, hidden=int(stage.dim * stage.mlp_ratio)
-        )
+        self.feedforward = FEEDFORWARDS.build(stage.feedforward, dim=stage.dim, hidden=int(stage.dim * stage.mlp_ratio))
         self.skip1 = SKIPS.build(stage.skip, dim=stage.dim, drop_path=drop_path, eps=eps)
         self.skip2 = SKIPS.build(stage.skip, dim=stage.dim, drop_path=drop_path, eps=eps)
 

@@ -57,7 +57,7 @@ class SpatialReductionAttention(nn.Module):
     def _reduce(self, x_BHWC: Tensor) -> Tensor:
         x_BCHW = x_BHWC.permute(0, 3, 1, 2)
         H, W = x_BCHW.shape[2:]
-        if H < self.ratio or W < self.ratio:
+        if self.ratio > H or self.ratio > W:
             # A picture smaller than one reduction window would leave no key at all: repeat its border up to one window.
             x_BCHW = F.pad(x_BCHW, (0, max(0, self.ratio - W), 0, max(0, self.ratio - H)), mode="replicate")
         return self.reduce(x_BCHW).flatten(2).transpose(1, 2)

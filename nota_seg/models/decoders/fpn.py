@@ -1,0 +1,86 @@
+"""Semantic FPN: the top-down pyramid (arXiv 1612.03144) with the semantic branch of Panoptic FPN (arXiv 1901.02446).
+
+As in PoolFormer's and PVT's semantic segmentation: 256 channels in the pyramid, 128 in the branch, sums not concats.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nota_seg.models.registry import DECODERS
+
+
+def _upsample(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    if x.shape[2:] == size:
+        return x
+    return F.interpolate(x, size=size, mode=mode, align_corners=False if mode == "bilinear" else None)
+
+
+class ScaleHead(nn.Module):
+    """3x3 conv + BN + ReLU as often as the level is octaves above the finest one, doubling the size after each."""
+
+    def __init__(self, in_channels: int, channels: int, octaves: int) -> None:
+        super().__init__()
+        self.octaves = octaves
+        self.convs = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(in_channels if i == 0 else channels, channels, kernel_size=3, padding=1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(),
+            )
+            for i in range(max(1, octaves))
+        )
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        for i, conv in enumerate(self.convs):
+            x = conv(x)
+            if i < self.octaves - 1:
+                x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return _upsample(x, size, "bilinear")  # odd sizes: the last doubling lands on the finest map exactly
+
+
+@DECODERS.register("fpn")
+class FPN(nn.Module):
+    """Lateral 1x1, top-down nearest sums, 3x3 smoothing; each level brought to the finest one, summed, classified.
+
+    Args:
+        channels: Channels of each stage, finest first.
+        strides: Stride of each stage.
+        num_labels: Classes.
+        dim: Channels of the pyramid.
+        branch_dim: Channels of the semantic branch.
+        dropout: Before the classifier, whole channels at a time.
+    """
+
+    def __init__(
+        self,
+        channels: list[int],
+        strides: list[int],
+        num_labels: int,
+        dim: int = 256,
+        branch_dim: int = 128,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.stride = strides[0]
+        self.laterals = nn.ModuleList(nn.Conv2d(c, dim, kernel_size=1) for c in channels)
+        self.smooths = nn.ModuleList(nn.Conv2d(dim, dim, kernel_size=3, padding=1) for _ in channels)
+        self.scale_heads = nn.ModuleList(
+            ScaleHead(dim, branch_dim, octaves=round(math.log2(s / strides[0]))) for s in strides
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(branch_dim, num_labels, kernel_size=1)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        levels = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
+        for i in range(len(levels) - 1, 0, -1):
+            levels[i - 1] = levels[i - 1] + _upsample(levels[i], levels[i - 1].shape[2:], "nearest")
+        size = levels[0].shape[2:]
+        out = None
+        for x, smooth, head in zip(levels, self.smooths, self.scale_heads, strict=True):
+            y = head(smooth(x), size)
+            out = y if out is None else out + y
+        return self.classifier(self.dropout(out))

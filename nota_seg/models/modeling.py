@@ -1,0 +1,204 @@
+"""Encoder, and the three models that stand on it: backbone, image classification, semantic segmentation.
+
+Inside the encoder a feature map is (B, H, W, C) and contiguous; `permute(0, 3, 1, 2)` is then a channels-last view for
+convolutions. Outside it is (B, C, H, W), as everywhere in the field.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput, SemanticSegmenterOutput
+
+from nota_seg.models.block import Block
+from nota_seg.models.configuration import NotaSegConfig, StageConfig
+from nota_seg.models.labels import labels_from_logits
+from nota_seg.models.losses import upsampled_cross_entropy
+from nota_seg.models.registry import DECODERS, STEMS
+
+
+class Stage(nn.Module):
+    """A stem, `depth` blocks and a LayerNorm, at one resolution."""
+
+    def __init__(self, stage: StageConfig, in_channels: int, drop_paths: list[float], eps: float) -> None:
+        super().__init__()
+        self.stem = STEMS.build(stage.stem, in_channels=in_channels, dim=stage.dim, stride=stage.stride)
+        self.blocks = nn.ModuleList(Block(stage, drop_path, eps) for drop_path in drop_paths)
+        self.norm = nn.LayerNorm(stage.dim, eps=eps)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        x_BHWC = self.stem(x_BHWC)
+        for block in self.blocks:
+            x_BHWC = block(x_BHWC)
+        return self.norm(x_BHWC)
+
+
+class Encoder(nn.Module):
+    """The hierarchical encoder: (B, 3, H, W) to one (B, H/stride, W/stride, C) map a stage."""
+
+    def __init__(self, config: NotaSegConfig) -> None:
+        super().__init__()
+        stages = config.stage_configs
+        depth = sum(s.depth for s in stages)
+        # Plain arithmetic: a tensor would fail where models are built without storage.
+        rates = iter(config.drop_path_rate * i / max(1, depth - 1) for i in range(depth))
+        channels = [config.in_channels, *config.channels]
+        self.stages = nn.ModuleList(
+            Stage(stage, channels[i], [next(rates) for _ in range(stage.depth)], config.layer_norm_eps)
+            for i, stage in enumerate(stages)
+        )
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        x_BHWC = pixel_values.permute(0, 2, 3, 1).contiguous()
+        features = []
+        for stage in self.stages:
+            x_BHWC = stage(x_BHWC)
+            features.append(x_BHWC)
+        return features
+
+
+class NotaSegPreTrainedModel(PreTrainedModel):
+    """Initialisation, loading and saving, shared by the three models."""
+
+    config_class = NotaSegConfig
+    config: NotaSegConfig
+    base_model_prefix = "encoder"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _no_split_modules = ["Block"]
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Linear: truncated normal; convolution: normal with variance 2 / fan_out (fan_out divided by the groups)."""
+        # transformers.initialization would skip what a checkpoint has already filled; the flag does the same here.
+        if isinstance(module, nn.Linear):
+            if not getattr(module.weight, "_is_hf_initialized", False):
+                nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            if not getattr(module.weight, "_is_hf_initialized", False):
+                fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+                nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d | nn.GroupNorm):
+            if module.weight is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                nn.init.ones_(module.weight)
+            if isinstance(module, nn.BatchNorm2d) and not getattr(module.running_mean, "_is_hf_initialized", False):
+                module.reset_running_stats()
+        elif hasattr(module, "init_own_weights"):
+            # A component with parameters of its own kind (a scale, a bias table) says itself how they start.
+            module.init_own_weights()
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, nn.Parameter) and not getattr(bias, "_is_hf_initialized", False):
+            nn.init.zeros_(bias)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+        """As in transformers, and an image processor beside the weights: a model without one is half a model."""
+        super().save_pretrained(save_directory, **kwargs)
+        image_processor(self.config).save_pretrained(save_directory)
+
+
+def image_processor(config: NotaSegConfig) -> Any:
+    """The transformers image processor that prepares pictures as the model was trained on them."""
+    from transformers import SegformerImageProcessor
+
+    size = config.image_size
+    return SegformerImageProcessor(
+        do_resize=size is not None,
+        size={"longest_edge": size[0], "shortest_edge": size[1]} if size is not None else None,
+        image_mean=config.image_mean,
+        image_std=config.image_std,
+        do_reduce_labels=False,
+    )
+
+
+class NotaSegBackbone(NotaSegPreTrainedModel):
+    """The encoder alone; `feature_maps` has one (B, C, H/stride, W/stride) map a stage."""
+
+    def __init__(self, config: NotaSegConfig) -> None:
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.post_init()
+
+    @property
+    def channels(self) -> list[int]:
+        return self.config.channels
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BackboneOutput:
+        features = self.encoder(pixel_values)
+        return BackboneOutput(feature_maps=tuple(x.permute(0, 3, 1, 2) for x in features))
+
+
+class NotaSegForImageClassification(NotaSegPreTrainedModel):
+    """Mean over the last map, then a Linear: what the encoder is pre-trained with."""
+
+    def __init__(self, config: NotaSegConfig) -> None:
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.classifier = nn.Linear(config.channels[-1], config.num_labels)
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values: (B, 3, H, W), normalised.
+            labels: (B) class indices, or (B, K) probabilities as mixup makes them.
+        """
+        logits = self.classifier(self.encoder(pixel_values)[-1].mean(dim=(1, 2)))
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+
+class NotaSegForSemanticSegmentation(NotaSegPreTrainedModel):
+    """Encoder and decoder; logits (B, K, H/s, W/s) with s the decoder's stride (4 for the all-MLP head)."""
+
+    def __init__(self, config: NotaSegConfig) -> None:
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.decoder = DECODERS.build(
+            config.decoder, channels=config.channels, strides=config.strides, num_labels=config.num_labels
+        )
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> SemanticSegmenterOutput:
+        """
+        Args:
+            pixel_values: (B, 3, H, W), normalised.
+            labels: (B, H', W') class indices; the loss is taken at their size, where they are not the ignored label.
+        """
+        features = self.encoder(pixel_values)
+        logits = self.decoder([x.permute(0, 3, 1, 2) for x in features])
+        loss = None
+        if labels is not None:
+            loss = upsampled_cross_entropy(logits, labels, ignore_index=self.config.semantic_loss_ignore_index)
+        return SemanticSegmenterOutput(loss=loss, logits=logits)
+
+    @torch.no_grad()
+    def predict_labels(self, pixel_values: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Label map (B, H, W), int64, at `size` (height, width; the input's by default).
+
+        Equal to bilinear upsampling (align_corners False) of the logits and argmax, in pieces that stay in cache.
+        """
+        logits = self(pixel_values).logits
+        return labels_from_logits(logits, size or tuple(pixel_values.shape[2:]))
+
+
+@contextmanager
+def textbook(model: nn.Module) -> Iterator[None]:
+    """Inside the block every component that has a cheaper equal form computes in the order of its paper."""
+    parts = [m for m in model.modules() if isinstance(getattr(m, "textbook", None), bool)]
+    before = [m.textbook for m in parts]
+    for m in parts:
+        m.textbook = True
+    try:
+        yield
+    finally:
+        for m, value in zip(parts, before, strict=True):
+            m.textbook = value

@@ -1,0 +1,215 @@
+"""Names to configurations: `segformer-b2-pool-fpn` is a base and a list of changes, parsed, not enumerated.
+
+A change is the name of any registered component. It replaces that kind of component in every stage (or the decoder),
+and keeps each stage's dimensions. A registered component is therefore usable in a name at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+from nota_seg.models.configuration import PER_STAGE, NotaSegConfig
+from nota_seg.models.registry import DECODERS, FEEDFORWARDS, MIXERS, SKIPS, STEMS, Registry
+from util.errors import InputError, did_you_mean
+
+Architecture = dict[str, Any]  # keyword arguments of NotaSegConfig: stages, decoder, ...
+
+
+def _segformer(dims: Sequence[int], depths: Sequence[int], decoder_dim: int) -> Architecture:
+    stages = [
+        dict(depth=depth, dim=dim, stride=stride, heads=heads, mlp_ratio=4, mixer={"name": "sra", "ratio": ratio})
+        for depth, dim, stride, heads, ratio in zip(depths, dims, (4, 2, 2, 2), (1, 2, 5, 8), (8, 4, 2, 1), strict=True)
+    ]
+    return dict(stages=stages, decoder={"name": "mlp", "dim": decoder_dim})
+
+
+# arXiv 2105.15203, table 6.
+SEGFORMER = {
+    "segformer-b0": _segformer((32, 64, 160, 256), (2, 2, 2, 2), 256),
+    "segformer-b1": _segformer((64, 128, 320, 512), (2, 2, 2, 2), 256),
+    "segformer-b2": _segformer((64, 128, 320, 512), (3, 4, 6, 3), 768),
+    "segformer-b3": _segformer((64, 128, 320, 512), (3, 4, 18, 3), 768),
+    "segformer-b4": _segformer((64, 128, 320, 512), (3, 8, 27, 3), 768),
+    "segformer-b5": _segformer((64, 128, 320, 512), (3, 6, 40, 3), 768),
+}
+FAMILIES: dict[str, dict[str, Architecture]] = {"segformer": SEGFORMER}
+
+# Which key of a stage a kind of component fills.
+STAGE_KINDS: dict[str, Registry] = {"mixer": MIXERS, "feedforward": FEEDFORWARDS, "skip": SKIPS, "stem": STEMS}
+
+
+def bases() -> dict[str, Architecture]:
+    """All base names, of every family."""
+    return {name: architecture for family in FAMILIES.values() for name, architecture in family.items()}
+
+
+def changes() -> dict[str, Callable[[Architecture], None]]:
+    """Every change that a name may carry, and what it does to an architecture."""
+
+    def in_every_stage(kind: str, component: str) -> Callable[[Architecture], None]:
+        def change(architecture: Architecture) -> None:
+            for stage in architecture["stages"]:
+                stage[kind] = {"name": component}
+
+        return change
+
+    def decoder(component: str) -> Callable[[Architecture], None]:
+        def change(architecture: Architecture) -> None:
+            architecture["decoder"] = {"name": component}
+
+        return change
+
+    table: dict[str, Callable[[Architecture], None]] = {}
+    for kind, registry in STAGE_KINDS.items():
+        for component in registry:
+            # Two kinds may share a word (the MLP as feed-forward and as decoder): both are then spelled kind:name.
+            key = component if component not in table and component not in _shared() else f"{kind}:{component}"
+            table[key] = in_every_stage(kind, component)
+    for component in DECODERS:
+        table[component if component not in _shared() else f"decoder:{component}"] = decoder(component)
+    return table
+
+
+def _shared() -> set[str]:
+    seen: set[str] = set()
+    twice: set[str] = set()
+    for registry in (*STAGE_KINDS.values(), DECODERS):
+        for name in registry:
+            (twice if name in seen else seen).add(name)
+    return twice
+
+
+def parse_name(name: str) -> tuple[str, list[str]]:
+    """A model name as its base and its changes; an unknown part suggests the nearest ones."""
+    known_bases, known_changes = bases(), changes()
+    fitting = [b for b in known_bases if name == b or name.startswith(b + "-")]
+    if not fitting:
+        raise InputError(f"unknown model {name!r}: {did_you_mean(name, list_models())}")
+    base = max(fitting, key=len)
+    parts = [p for p in name[len(base) :].split("-")[1:]]
+    for part in parts:
+        if part not in known_changes:
+            raise InputError(f"unknown change {part!r} in model {name!r}: {did_you_mean(part, known_changes)}")
+    return base, parts
+
+
+def architecture(name: str) -> Architecture:
+    """Keyword arguments of `NotaSegConfig` for a model name."""
+    base, parts = parse_name(name)
+    result = deepcopy(bases()[base])
+    table = changes()
+    for part in parts:
+        table[part](result)
+    return result
+
+
+def apply_overrides(arch: Architecture, overrides: Mapping[str, Any]) -> Architecture:
+    """Change an architecture by keyword.
+
+    `depth`, `dim`, `heads`, `mlp_ratio`, `stride`, `mixer`, `feedforward`, `skip`, `stem` take one value for all
+    stages; their plurals (`mixers=["pool", "pool", "sra", "sra"]`, `dims`, `depths`, `mlp_ratios`, ...) one a stage.
+    Everything else goes to `NotaSegConfig` as it is (`decoder`, `drop_path_rate`, ...).
+    """
+    result = deepcopy(arch)
+    stages = result["stages"]
+    stage_keys = ["depth", "dim", "heads", "mlp_ratio", "stride", *PER_STAGE]
+    plurals = {"dim": "dims", **{k: k + "s" for k in stage_keys if k != "stride"}, "stride": "stage_strides"}
+    for key, value in overrides.items():
+        if key in stage_keys:
+            for stage in stages:
+                stage[key] = _merged(stage.get(key), value)
+        elif key in plurals.values():
+            singular = next(k for k, p in plurals.items() if p == key)
+            if not isinstance(value, list | tuple) or len(value) != len(stages):
+                raise InputError(f"{key} must list one value for each of the {len(stages)} stages, got {value!r}")
+            for stage, one in zip(stages, value, strict=True):
+                stage[singular] = _merged(stage.get(singular), one)
+        elif key == "decoder":
+            result["decoder"] = _merged(result.get("decoder"), value)
+        elif key in CONFIG_KEYS:
+            result[key] = value
+        else:
+            known = [*stage_keys, *plurals.values(), "decoder", *CONFIG_KEYS]
+            raise InputError(f"a model has no key {key!r}: {did_you_mean(key, known)}")
+    return result
+
+
+def _merged(before: Any, after: Any) -> Any:
+    """The same component keeps the options that are not named again (`sra` its ratio of the stage)."""
+    if isinstance(after, str) and isinstance(before, Mapping) and before.get("name") == after:
+        return before
+    if (
+        isinstance(after, Mapping)
+        and isinstance(before, Mapping)
+        and after.get("name", before["name"]) == before["name"]
+    ):
+        return {**before, **after}
+    return after
+
+
+CONFIG_KEYS = (
+    "stages",
+    "in_channels",
+    "drop_path_rate",
+    "layer_norm_eps",
+    "initializer_range",
+    "semantic_loss_ignore_index",
+    "image_mean",
+    "image_std",
+    "image_size",
+    "id2label",
+    "label2id",
+)
+
+
+def list_models(family: str | None = None) -> list[str]:
+    """Base names and each single change of them. Longer lists of changes build as well: `create_model` parses."""
+    if family is not None and family not in FAMILIES:
+        raise InputError(f"unknown family {family!r}: {did_you_mean(family, FAMILIES)}")
+    names: list[str] = []
+    for one in [family] if family else FAMILIES:
+        for base, arch in FAMILIES[one].items():
+            names.append(base)
+            own = NotaSegConfig(**arch).components()
+            used = {c for components in own.values() for c in components}
+            names += [f"{base}-{change}" for change in changes() if change.split(":")[-1] not in used]
+    return names
+
+
+def create_config(name: str, *, num_labels: int = 150, **overrides: Any) -> NotaSegConfig:
+    """The configuration of a model name; `overrides` as in `apply_overrides`."""
+    overrides = dict(overrides)
+    if "id2label" in overrides:
+        num_labels = len(overrides["id2label"])
+    else:
+        overrides["id2label"] = {i: f"class {i}" for i in range(num_labels)}
+        overrides["label2id"] = {v: k for k, v in overrides["id2label"].items()}
+    if num_labels < 1:
+        raise InputError(f"num_labels must be at least 1, got {num_labels}")
+    return NotaSegConfig(**apply_overrides(architecture(name), overrides))
+
+
+def create_model(name: str, task: str = "segmentation", num_labels: int = 150, **overrides: Any) -> Any:
+    """A freshly initialised model.
+
+    Args:
+        name: `segformer-b0` .. `segformer-b5`, with changes: `segformer-b0-pool-fpn`. See `list_models`.
+        task: `segmentation`, `classification` or `backbone`.
+        num_labels: Classes.
+        overrides: As in `apply_overrides`.
+
+    Returns:
+        A `transformers.PreTrainedModel`.
+    """
+    from nota_seg.models import modeling
+
+    tasks = {
+        "segmentation": modeling.NotaSegForSemanticSegmentation,
+        "classification": modeling.NotaSegForImageClassification,
+        "backbone": modeling.NotaSegBackbone,
+    }
+    if task not in tasks:
+        raise InputError(f"unknown task {task!r}: {did_you_mean(task, tasks)}")
+    return tasks[task](create_config(name, num_labels=num_labels, **overrides))
