@@ -19,7 +19,7 @@ def _temporary_for(path: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk, so that the rename after it cannot survive a power cut without its content."""
+    """Flush to the disk, so that the rename that follows cannot survive a power cut without the content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -88,7 +88,7 @@ def parse_name(name: str) -> tuple[str, list[str]]:
     if not fitting:
         raise InputError(f"unknown model {name!r}: {did_you_mean(name, list_models())}")
     base = max(fitting, key=len)
-    parts = [p for p in name[len(base) :].split("-")[1:]]
+    parts = name[len(base) :].split("-")[1:]
     for part in parts:
         if part not in known_changes:
             raise InputError(f"unknown change {part!r} in model {name!r}: {did_you_mean(part, known_changes)}")
@@ -108,32 +108,32 @@ def architecture(name: str) -> Architecture:
 def apply_overrides(arch: Architecture, overrides: Mapping[str, Any]) -> Architecture:
     """Change an architecture by keyword.
 
-    `depth`, `dim`, `heads`, `mlp_ratio`, `stride`, `mixer`, `feedforward`, `skip`, `stem` take one value for all
-    stages; their plurals (`mixers=["pool", "pool", "sra", "sra"]`, `dims`, `depths`, `mlp_ratios`, ...) one a stage.
-    Everything else goes to `NotaSegConfig` as it is (`decoder`, `drop_path_rate`, ...).
+    `depth`, `dim`, `stride`, `heads`, `mlp_ratio`, `stem`, `mixer`, `feedforward`, `skip`, or their plurals
+    (`mixers`, `dims`, ...), take one value for all stages or a list with one a stage:
+    `mixers=["pool", "pool", "sra", "sra"]`. `decoder` is a component; everything else goes to `NotaSegConfig`.
     """
     result = deepcopy(arch)
-    stages = result["stages"]
-    stage_keys = ["depth", "dim", "heads", "mlp_ratio", "stride", *PER_STAGE]
-    plurals = {"dim": "dims", **{k: k + "s" for k in stage_keys if k != "stride"}, "stride": "stage_strides"}
+    if "stages" in overrides:
+        result["stages"] = deepcopy(overrides["stages"])
     for key, value in overrides.items():
-        if key in stage_keys:
-            for stage in stages:
-                stage[key] = _merged(stage.get(key), value)
-        elif key in plurals.values():
-            singular = next(k for k, p in plurals.items() if p == key)
-            if not isinstance(value, list | tuple) or len(value) != len(stages):
-                raise InputError(f"{key} must list one value for each of the {len(stages)} stages, got {value!r}")
-            for stage, one in zip(stages, value, strict=True):
-                stage[singular] = _merged(stage.get(singular), one)
+        stage_key = PLURALS.get(key, key)
+        if stage_key in STAGE_KEYS:
+            _set_stages(result["stages"], key, stage_key, value)
         elif key == "decoder":
             result["decoder"] = _merged(result.get("decoder"), value)
         elif key in CONFIG_KEYS:
-            result[key] = value
+            result[key] = value if key != "stages" else result["stages"]
         else:
-            known = [*stage_keys, *plurals.values(), "decoder", *CONFIG_KEYS]
-            raise InputError(f"a model has no key {key!r}: {did_you_mean(key, known)}")
+            raise InputError(f"a model has no key {key!r}: {did_you_mean(key, [*STAGE_KEYS, *PLURALS, *CONFIG_KEYS])}")
     return result
+
+
+def _set_stages(stages: list[dict[str, Any]], key: str, stage_key: str, value: Any) -> None:
+    values = value if isinstance(value, list | tuple) else [value] * len(stages)
+    if len(values) != len(stages):
+        raise InputError(f"{key} must have one value, or one for each of the {len(stages)} stages, got {value!r}")
+    for stage, one in zip(stages, values, strict=True):
+        stage[stage_key] = _merged(stage.get(stage_key), one)
 
 
 def _merged(before: Any, after: Any) -> Any:
@@ -149,7 +149,10 @@ def _merged(before: Any, after: Any) -> Any:
     return after
 
 
+STAGE_KEYS = ("depth", "dim", "stride", "heads", "mlp_ratio", *PER_STAGE)
+PLURALS = {key + "s": key for key in STAGE_KEYS if key != "heads"}
 CONFIG_KEYS = (
+    "decoder",
     "stages",
     "in_channels",
     "drop_path_rate",
