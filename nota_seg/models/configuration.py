@@ -75,6 +75,7 @@ class NotaSegConfig(PretrainedConfig):
         semantic_loss_ignore_index: The label that has no loss.
         image_mean: Of the RGB input scaled to 0..1.
         image_std: Of the RGB input scaled to 0..1.
+        zoo_name: The model name that this configuration was made from, for people and for `finetune --pretrain`.
         image_size: (longest, shortest) side in pixels that a picture is fitted to before evaluation, or None: as it is.
     """
 
@@ -92,6 +93,7 @@ class NotaSegConfig(PretrainedConfig):
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,
         image_size: Sequence[int] | None = (2048, 512),
+        zoo_name: str | None = None,
         **kwargs: Any,
     ) -> None:
         # transformers builds a configuration without arguments to find what differs from the defaults.
@@ -111,6 +113,7 @@ class NotaSegConfig(PretrainedConfig):
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         self.image_size = None if image_size is None else list(image_size)
+        self.zoo_name = zoo_name
         super().__init__(**kwargs)
 
     @property

@@ -18,7 +18,7 @@ def _taps(size: int, target: int, device: torch.device) -> tuple[Tensor, Tensor,
 
 
 def labels_from_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Argmax over classes of the bilinearly upsampled logits, row block by row block.
+    """Argmax over classes of the bilinearly upsampled logits, some columns at a time.
 
     Args:
         logits: (B, K, h, w).
@@ -32,17 +32,23 @@ def labels_from_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
     if logits.device.type != "cpu":  # a GPU hides the extra traffic and would wait for the launches of many pieces
         full = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
         return full.argmax(dim=1)
-    logits_BhwK = logits.float().permute(0, 2, 3, 1).contiguous()
-    top, bottom, weight = _taps(h, H, logits.device)
-    rows = max(1, PIECE // (4 * K * W))
-    out = torch.empty(B, H, W, dtype=torch.int64, device=logits.device)
+    # Columns first and classes last: both resizings then copy and mix long contiguous runs, and the argmax reads one.
+    logits_BwhK = logits.float().permute(0, 3, 2, 1).contiguous()
+    left, right, weight_W = _taps(w, W, logits.device)
+    top, bottom, weight_H = _taps(h, H, logits.device)
+    columns = max(1, PIECE // (4 * K * H))
+    out_BWH = torch.empty(B, W, H, dtype=torch.int64)
     for b in range(B):
-        for r in range(0, H, rows):
-            part = slice(r, min(r + rows, H))
-            # Vertically on the narrow map first, then the library's own kernel along the rows.
-            piece_rwK = torch.lerp(logits_BhwK[b, top[part]], logits_BhwK[b, bottom[part]], weight[part, None, None])
-            piece_1KrW = F.interpolate(
-                piece_rwK.permute(2, 0, 1)[None], size=(piece_rwK.shape[0], W), mode="bilinear", align_corners=False
+        for start in range(0, W, columns):
+            part = slice(start, start + columns)
+            narrow_chK = torch.lerp(
+                logits_BwhK[b].index_select(0, left[part]),
+                logits_BwhK[b].index_select(0, right[part]),
+                weight_W[part, None, None],
             )
-            out[b, part] = piece_1KrW[0].argmax(dim=0)
-    return out
+            narrow_hcK = narrow_chK.transpose(0, 1).contiguous()
+            full_HcK = narrow_hcK.index_select(0, top)
+            full_HcK.lerp_(narrow_hcK.index_select(0, bottom), weight_H[:, None, None])
+            # max is faster than argmax here, and also takes the first of equals.
+            out_BWH[b, part] = full_HcK.max(dim=2).indices.t()
+    return out_BWH.transpose(1, 2).contiguous()

@@ -191,7 +191,7 @@ def create_config(name: str, *, num_labels: int = 150, **overrides: Any) -> Nota
         overrides["label2id"] = {v: k for k, v in overrides["id2label"].items()}
     if num_labels < 1:
         raise InputError(f"num_labels must be at least 1, got {num_labels}")
-    return NotaSegConfig(**apply_overrides(architecture(name), overrides))
+    return NotaSegConfig(zoo_name=name, **apply_overrides(architecture(name), overrides))
 
 
 def create_model(name: str, task: str = "segmentation", num_labels: int = 150, **overrides: Any) -> Any:
@@ -216,3 +216,11 @@ def create_model(name: str, task: str = "segmentation", num_labels: int = 150, *
     if task not in tasks:
         raise InputError(f"unknown task {task!r}: {did_you_mean(task, tasks)}")
     return tasks[task](create_config(name, num_labels=num_labels, **overrides))
+
+
+def create_from_settings(name: str, *, num_labels: int, sets: Sequence[str]) -> Any:
+    """A segmentation model from a name and `--set model.key=value` strings."""
+    from nota_seg.config import FinetuneConfig, build
+
+    section = build(FinetuneConfig, options={"model.name": name}, sets=sets).model
+    return create_model(section.name, num_labels=num_labels, **section.overrides())

@@ -1,0 +1,97 @@
+"""The command line: one module a verb; a verb parses, calls one function, prints.
+
+Verbs import what they need when they run: `nota-seg --help` must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+
+import typer
+
+from nota_seg.cli import (
+    convert,
+    data,
+    demo,
+    evaluate,
+    finetune,
+    flops,
+    models,
+    predict,
+    pretrain,
+)
+from util.errors import InputError
+
+# typer carries a click of its own from some release on: its exceptions are taken from where they surely are.
+UsageError = typer.BadParameter.__mro__[1]
+ClickException = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="nota-seg",
+    help="Research on light semantic segmentation: compose a model, pre-train, fine-tune, evaluate, count, compare.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    # --output_dir is --output-dir: people have both in their scripts.
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
+)
+app.command("demo")(demo.demo)
+app.command("models")(models.models)
+app.command("pretrain")(pretrain.pretrain)
+app.command("finetune")(finetune.finetune)
+app.command("eval")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("flops")(flops.flops)
+app.command("convert")(convert.convert)
+app.add_typer(data.app, name="data")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; the exit code is 0 done, 2 a mistake in the command or its input, 1 anything else."""
+    try:
+        result = app(args=arguments, prog_name="nota-seg", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except typer.Exit as error:
+        return error.exit_code
+    except UsageError as error:
+        path = error.ctx.command_path if error.ctx is not None else "nota-seg"
+        return _fail(2, f"{error.format_message()} (see `{path} --help`)")
+    except ClickException as error:
+        return _fail(2, error.format_message())
+    except InputError as error:
+        return _fail(2, str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(1, "interrupted")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `nota-seg models | head` is no error
+        return 1
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> int:
+    if type(error).__name__ == "Interrupted":  # by name: the loop's module is not imported for the sake of an error
+        return _fail(1, str(error))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return _fail(1, f"the disk is full ({error}): what was written before is whole; free space, then --resume")
+    if isinstance(error, FloatingPointError):
+        return _fail(1, str(error))
+    traceback.print_exception(error)
+    return 1
+
+
+def _fail(code: int, message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

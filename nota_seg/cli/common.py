@@ -1,0 +1,97 @@
+"""Options that several verbs share, and what they do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from util.errors import InputError
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override any configuration key, e.g. train.workers=2. Repeatable."
+    ),
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of configuration keys.")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", "--gpu", help="`cpu`, or GPU numbers: 0 or 0,1,2,3 (several: one process each)."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder, exactly.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of everything random.")]
+
+
+def parse_size(text: str | None, option: str) -> tuple[int, int] | None:
+    """`512` or `512x1024` as (height, width)."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    try:
+        numbers = [int(p) for p in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= 2
+    if len(numbers) != 2 or min(numbers) < 1:
+        raise InputError(f"{option} {text!r}: give pixels as 512 or as HEIGHTxWIDTH, at least 1")
+    return numbers[0], numbers[1]
+
+
+def choose_devices(device: str | None) -> bool:
+    """Make the chosen devices the visible ones; must run before torch is imported. Returns whether to stay on the CPU.
+
+    Several GPUs start this command once for each of them and do not return.
+    """
+    if device is None:
+        return False
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return True
+    numbers = device.removeprefix("cuda:").split(",")
+    if device != "cuda" and not all(n.strip().isdigit() for n in numbers):
+        raise InputError(f"--device {device!r}: give cpu, cuda, or GPU numbers such as 0 or 0,1,2,3")
+    if device != "cuda" and "LOCAL_RANK" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(n.strip() for n in numbers)
+        if len(numbers) > 1:
+            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(numbers)}"]
+            os.execv(sys.executable, [*launch, "-m", "nota_seg.cli", *sys.argv[1:]])
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(f"--device {device}: no GPU is visible here; leave it out, or --device cpu")
+    if device != "cuda" and torch.cuda.device_count() < len(numbers):
+        raise InputError(f"--device {device}: there are only {torch.cuda.device_count()} of these GPUs")
+    return False
+
+
+def torch_device(device: str | None) -> Any:
+    """The one device that a verb without training works on: the chosen or the best there is."""
+    cpu = choose_devices(device)
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
+
+
+def is_main_process() -> bool:
+    """Whether this process prints results; `dist_train.sh` starts several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def print_json(value: Any) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def quiet_libraries() -> None:
+    """transformers' own progress bars and load tables say nothing that our lines do not."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,0 +1,44 @@
+"""`nota-seg data ...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from util.errors import InputError
+
+app = typer.Typer(help="Look at, check and fetch data sets.", no_args_is_help=True)
+
+
+@app.command()
+def verify(
+    path: Annotated[str, typer.Argument(help="A segmentation data set, or Tiny-ImageNet.")],
+) -> None:
+    """Read every picture and mask; list every bad file at once. Exit code 2 if there are any.
+
+    Example: `nota-seg data verify ADEChallengeData2016`
+    """
+    from nota_seg.data.verify import verify_any
+
+    report = verify_any(path)
+    print(report)
+    if report.problems:
+        raise InputError(f"{len(report.problems)} problems in {path}, listed above: mend or remove these files")
+
+
+@app.command()
+def download(
+    name: Annotated[str, typer.Argument(help="tiny-imagenet or ade20k.")],
+    output_dir: Annotated[Path, typer.Option(help="Where the set goes.")] = Path(),
+    url: Annotated[str | None, typer.Option(help="A mirror, instead of the publisher.")] = None,
+    md5: Annotated[str | None, typer.Option(help="Checksum of the mirror's file, if it is another.")] = None,
+) -> None:
+    """Fetch a set from its publisher, checked and resumable.
+
+    Example: `nota-seg data download tiny-imagenet --output-dir datasets`
+    """
+    from nota_seg.data.download import download as run
+
+    print(run(name, output_dir, url=url, md5=md5))

@@ -1,0 +1,74 @@
+"""`nota-seg eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nota_seg.cli.common import Device, parse_size, print_json, quiet_libraries, torch_device
+
+
+def evaluate(
+    data_dir: Annotated[str, typer.Option(help="As in finetune.")],
+    pretrain: Annotated[str, typer.Option(help="A run's folder, or its best/ or last/.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    mode: Annotated[str, typer.Option(help="whole or slide.")] = "whole",
+    crop_size: Annotated[str | None, typer.Option(help="Window of slide: 512 or HxW.  [default: 512]")] = None,
+    stride: Annotated[str | None, typer.Option(help="Of the window.  [default: two thirds of it]")] = None,
+    scales: Annotated[str, typer.Option(help="Comma-separated, e.g. 0.5,1,1.5; probabilities are averaged.")] = "1",
+    flip: Annotated[bool, typer.Option("--flip", help="Also the mirrored picture.")] = False,
+    base_size: Annotated[
+        str | None, typer.Option(help="LONGxSHORT side to fit pictures to, or `none`.  [default: the model's]")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures of equal size at a time.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 2,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first N pictures only.")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the result here; `-` for stdout instead of the table.")
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Evaluate against labels at their original size: mIoU, mAcc, aAcc, boundary IoU, per class.
+
+    Example: `nota-seg eval --data-dir ADEChallengeData2016 --pretrain result/b0-ade --json b0.json`
+    """
+    torch_dev = torch_device(device)
+    from nota_seg.data.sources import open_source
+    from nota_seg.evaluate import evaluate as run
+    from nota_seg.evaluate import format_table
+    from nota_seg.inference import Protocol, parse_scales
+    from nota_seg.models.loading import load_model
+    from util.files import write_json
+    from util.progress import Progress
+
+    quiet_libraries()
+    window = parse_size(crop_size, "--crop-size") or ((512, 512) if mode == "slide" else None)
+    step = parse_size(stride, "--stride")
+    if window is not None and step is None and mode == "slide":
+        step = (max(1, window[0] * 2 // 3), max(1, window[1] * 2 // 3))
+    model, _ = load_model(pretrain, torch_dev)
+    fitted = getattr(model.config, "image_size", None)
+    if base_size is not None:
+        fitted = None if base_size.lower() == "none" else parse_size(base_size, "--base-size")
+    protocol = Protocol(
+        mode=mode, crop_size=window, stride=step, scales=parse_scales(scales), flip=flip,
+        base_size=tuple(fitted) if fitted else None, precision=precision,
+    )  # fmt: skip
+    source = open_source(data_dir)
+    count = min(source.count(split), limit or source.count(split))
+    with Progress(count, "evaluating") as progress:
+        progress.say(source.describe())
+        progress.say(f"protocol: {protocol.as_dict()}")
+        result = run(
+            model, source, split, protocol, device=torch_dev, batch_size=batch_size, workers=workers, limit=limit,
+            progress=progress,
+        )  # fmt: skip
+    if json is not None and str(json) != "-":
+        write_json(json, result)
+    if json is not None and str(json) == "-":
+        print_json(result)
+    else:
+        print(format_table(result))

@@ -1,0 +1,79 @@
+"""`nota-seg finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nota_seg.cli.common import (
+    ConfigFile,
+    Device,
+    Overwrite,
+    Resume,
+    Seed,
+    Set,
+    choose_devices,
+    is_main_process,
+    parse_size,
+    print_json,
+    quiet_libraries,
+)  # fmt: skip
+
+
+def finetune(
+    data_dir: Annotated[
+        str, typer.Option(help="ADEChallengeData2016, image|mask or images|masks folders, COCO JSON, parquet, hub id.")
+    ],
+    save_path: Annotated[Path, typer.Option("--save-path", "--output-dir", help="Folder of the run.")],
+    pretrain: Annotated[
+        str | None, typer.Option(help="Weights to start from: a run's best/, a published file.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model name.  [default: that of --pretrain, else segformer-b0]")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="[default: 60]")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; counts instead of epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures per process.  [default: 16]")] = None,
+    crop_size: Annotated[str | None, typer.Option(help="Pixels: 512 or HxW.  [default: 512]")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Of the encoder; the decoder's is 10 times that.  [default: 6e-5]")
+    ] = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    device: Device = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fine-tune a segmentation model, from a pre-trained encoder or from scratch.
+
+    Example: `nota-seg finetune --data-dir ADEChallengeData2016 --pretrain result/b0/best --save-path result/b0-ade`
+    """
+    cpu = choose_devices(device)
+    from nota_seg.config import FinetuneConfig
+    from nota_seg.finetune import finetune as run
+    from nota_seg.finetune import model_options
+    from nota_seg.training.runs import resolve
+    from util.run_folder import RunFolder
+
+    quiet_libraries()
+    folder = RunFolder(save_path)
+    options = {
+        "data.path": data_dir,
+        "pretrain": pretrain,
+        "train.epochs": epochs,
+        "train.max_steps": max_steps,
+        "train.batch_size": batch_size,
+        "data.crop_size": parse_size(crop_size, "--crop-size"),
+        "optim.lr": lr,
+        "train.seed": seed,
+        **model_options(model, pretrain, resume=resume),
+    }
+    resolved = resolve(
+        FinetuneConfig, folder, options=options, sets=set_ or [], file=config, resume=resume, overwrite=overwrite
+    )
+    result = run(resolved, folder, resume=resume, overwrite=overwrite, cpu=cpu)
+    if is_main_process():
+        print_json({**result, "save_path": str(save_path)})

@@ -1,0 +1,162 @@
+"""Fine-tuning for semantic segmentation: the task that the training loop runs on ADE20K and its like."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from util.images import write_png
+from util.palettes import colourise, grid, palette
+
+from nota_seg.config import EvalSection, FinetuneConfig
+from nota_seg.data.dataset import TrainDataset
+from nota_seg.data.sources import SegmentationSource, open_source
+from nota_seg.data.transforms import TrainTransform
+from nota_seg.evaluate import evaluate, format_table
+from nota_seg.inference import Protocol, normalise
+from nota_seg.models import create_model
+from nota_seg.models.checkpoints import load_checkpoint
+from nota_seg.models.configuration import NotaSegConfig
+from nota_seg.models.losses import upsampled_cross_entropy
+from nota_seg.training.runs import run
+from util.errors import InputError
+from util.files import write_text
+from util.progress import Progress
+from util.run_folder import RunFolder
+
+
+class SegmentationTask:
+    """Cross-entropy at full size; judged by mIoU at the labels' original size."""
+
+    repeats = 1
+    score = "miou"
+
+    def __init__(
+        self, config: FinetuneConfig, folder: Path, accelerator: Accelerator, source: SegmentationSource
+    ) -> None:
+        self.config, self.folder, self.source = config, folder, source
+        is_main = accelerator.is_main_process
+        say = Progress(0, "", enabled=is_main).say
+        say(source.describe())
+        for split in ("train", "val"):
+            if not source.splits.get(split):
+                raise InputError(f"{source.root} has no {split} pictures; splits found: {source.splits}")
+        self.model = build_model(config, source, say)
+        data = config.data
+        transform = TrainTransform(
+            crop_size=data.crop_size,
+            base_size=data.base_size,
+            scale=data.scale,
+            max_class_share=data.max_class_share,
+            hflip=data.hflip,
+            color_jitter=data.color_jitter,
+            extra=data.extra,
+        )
+        self.train_data = TrainDataset(source, "train", transform, limit=data.limit)
+        self.mean, self.std = self.model.config.image_mean, self.model.config.image_std
+        self.class_weights = class_weights(config, self.train_data, source.num_labels)
+        self.protocol = protocol_of(config.eval, data.crop_size, data.base_size)
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        logits = model(normalise(batch["pixel_values"], self.mean, self.std)).logits
+        weight = None if self.class_weights is None else self.class_weights.to(logits.device)
+        return upsampled_cross_entropy(logits, batch["labels"], weight=weight)
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator, step: int) -> dict[str, Any]:
+        rows: list[list[np.ndarray]] = []
+        colours = palette(self.source.num_labels)
+
+        def keep(name: str, image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> None:
+            if len(rows) < self.config.eval.grid:
+                rows.append([image, colourise(label, colours), colourise(prediction, colours)])
+
+        with Progress(0, "evaluating", enabled=False) as quiet:
+            result = evaluate(
+                model,
+                self.source,
+                "val",
+                self.protocol,
+                device=accelerator.device,
+                workers=min(self.config.train.workers, 2),
+                limit=self.config.eval.limit,
+                boundary=self.config.eval.boundary,
+                rank=accelerator.process_index,
+                world=accelerator.num_processes,
+                reduce=lambda t: accelerator.reduce(t, "sum"),
+                on_picture=keep if accelerator.is_main_process and self.config.eval.grid else None,
+                progress=quiet,
+            )
+        if accelerator.is_main_process:
+            if rows:
+                write_png(self.folder / "predictions" / f"step-{step}.png", grid(rows))
+            write_text(self.folder / "predictions" / f"step-{step}.txt", format_table(result))
+        return result
+
+
+def build_model(config: FinetuneConfig, source: SegmentationSource, say: Any) -> nn.Module:
+    """The model for the source's classes, with the weights of `pretrain` where given."""
+    overrides = config.model.overrides()
+    overrides["id2label"] = dict(enumerate(source.class_names))
+    overrides["label2id"] = {name: i for i, name in enumerate(source.class_names)}
+    overrides["image_size"] = config.data.base_size
+    model = create_model(config.model.name, num_labels=source.num_labels, **overrides)
+    if config.pretrain is None:
+        say("no --pretrain: the encoder starts from random weights")
+    else:
+        say(str(load_checkpoint(model, config.pretrain)))
+    return model
+
+
+def model_options(name: str | None, pretrain: str | None, *, resume: bool) -> dict[str, Any]:
+    """Configuration keys of the model: the name that was given, else the architecture that `--pretrain` was saved with.
+
+    A continued run takes neither from `--pretrain`: its own configuration says what it is.
+    """
+    if name is not None or resume or pretrain is None or not (Path(pretrain) / "config.json").is_file():
+        return {"model.name": name}
+    saved = json.loads((Path(pretrain) / "config.json").read_text(encoding="utf-8"))
+    if saved.get("model_type") != NotaSegConfig.model_type:
+        return {}
+    return {"model.name": saved["zoo_name"], "model.stages": saved["stages"], "model.decoder": saved["decoder"]}
+
+
+def protocol_of(section: EvalSection, crop: tuple[int, int], base: tuple[int, int] | None) -> Protocol:
+    """The evaluation protocol of a run's configuration."""
+    if section.mode == "whole":
+        return Protocol(base_size=base)
+    window = section.crop_size or crop
+    stride = section.stride or (max(1, window[0] * 2 // 3), max(1, window[1] * 2 // 3))
+    return Protocol(mode="slide", crop_size=window, stride=stride, base_size=base)
+
+
+def class_weights(config: FinetuneConfig, data: TrainDataset, num_labels: int) -> Tensor | None:
+    """Weights of the classes in the loss, with mean 1; `inverse` is one over the frequency in the training masks."""
+    chosen = config.loss.class_weights
+    if chosen is None:
+        return None
+    if chosen == "inverse":
+        counts = data.label_counts()
+        frequency = torch.from_numpy(counts / counts.sum()).float()
+        weights = torch.where(frequency > 0, 1 / frequency.clamp(min=1e-12), torch.zeros(()))
+    else:
+        if len(chosen) != num_labels:
+            raise InputError(f"loss.class_weights lists {len(chosen)} numbers, the data have {num_labels} classes")
+        weights = torch.tensor(chosen, dtype=torch.float32)
+    return weights / weights[weights > 0].mean()
+
+
+def finetune(
+    config: FinetuneConfig, folder: RunFolder, *, resume: bool = False, overwrite: bool = False, cpu: bool = False
+) -> dict[str, Any]:
+    """Fine-tune as configured; the result is the last evaluation with `best` (mIoU) added."""
+    source = open_source(config.data.path, config.data.layout)
+
+    def make_task(accelerator: Accelerator) -> SegmentationTask:
+        return SegmentationTask(config, folder.path, accelerator, source)
+
+    return run(config, folder, make_task, phase="finetune", resume=resume, overwrite=overwrite, cpu=cpu)

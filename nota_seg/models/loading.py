@@ -1,0 +1,99 @@
+"""A saved segmentation model from a folder on this machine: all of it, or an error that says what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from util.errors import InputError
+
+LAYOUT = "a model folder holds config.json and model.safetensors; a run folder holds such folders as best/ and last/"
+
+
+def model_folder(path: str | Path) -> Path:
+    """The `save_pretrained` folder that a path means: itself, or best/ (else last/) of a run folder."""
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise InputError(f"no model at {path}: there is no such folder ({LAYOUT})")
+    if not path.is_dir():
+        raise InputError(f"{path} is a file, not a model folder: `nota-seg convert` makes one of a checkpoint ({LAYOUT})")
+    for folder in (path, path / "best", path / "last"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise InputError(f"{path} has no config.json, best/config.json or last/config.json ({LAYOUT})")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers' load reports and progress bars off inside the block: `load_model` reports what matters itself."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, list[str]]:
+    """Load a segmentation model for evaluation.
+
+    Args:
+        path: A `save_pretrained` folder (ours, or of any model that transformers segments with), or a run folder.
+            Nothing is ever fetched from the network, and no code from the folder is run.
+        device: Where to put the model.
+
+    Returns:
+        The model in evaluation mode, and its class names in the order of the classes.
+
+    Raises:
+        InputError: No such folder, no segmentation model, or weights that do not fit its configuration exactly.
+    """
+    import nota_seg  # noqa: F401  (tells the Auto classes of our models)
+    from transformers import AutoConfig, AutoModelForSemanticSegmentation
+
+    folder = model_folder(path)
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"cannot read {folder / 'config.json'}: {error}") from error
+        architectures: list[str] = list(getattr(config, "architectures", None) or [])
+        if any("ImageClassification" in a for a in architectures):
+            raise InputError(
+                f"{folder} is a classification model ({architectures[0]}): "
+                f"`nota-seg finetune --pretrain {path}` turns it into a segmentation model"
+            )
+        if architectures and not any("Segmentation" in a for a in architectures):
+            raise InputError(f"{folder} is no segmentation model but {architectures[0]}: `nota-seg finetune` makes one")
+        try:
+            model, report = AutoModelForSemanticSegmentation.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"cannot load the model in {folder}: {error}") from error
+    _check(report, folder)
+    names = {int(i): str(name) for i, name in config.id2label.items()}
+    model = model.to(device).eval()
+    return model, [names.get(i, f"class {i}") for i in range(config.num_labels)]
+
+
+def _check(report: dict[str, Any], folder: Path) -> None:
+    """A model that is loaded in part would run and be wrong: say so instead."""
+    problems = []
+    for what in ("missing", "unexpected", "mismatched"):
+        keys = sorted(str(k[0]) if isinstance(k, tuple) else str(k) for k in report.get(f"{what}_keys") or ())
+        if keys:
+            problems.append(f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
+    if problems:
+        raise InputError(f"the weights in {folder} do not fit its config.json: {'; '.join(problems)}: save it again")
