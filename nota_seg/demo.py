@@ -64,7 +64,12 @@ def demo(
     headline(f"nota-seg pretrain: {MODEL}, {pretrain_steps} steps at 64 pixels")
     settings = build(
         PretrainConfig,
-        options={"data.path": str(shapes), "model.name": MODEL, "data.input_size": 64, "train.max_steps": pretrain_steps},
+        options={
+            "data.path": str(shapes),
+            "model.name": MODEL,
+            "data.input_size": 64,
+            "train.max_steps": pretrain_steps,
+        },
         sets=[
             *COMMON, "train.batch_size=32", "train.eval_every=120", "train.checkpoint_every=120", "data.repeats=1",
             "augment.auto_augment=null", "augment.random_erasing=0", "augment.mixup=0", "augment.cutmix=0",
@@ -154,7 +159,7 @@ def constant_prediction(source: SegmentationSource) -> dict[str, Any]:
     """The scores of always answering the commonest class of the validation labels: what any model must beat by far."""
     import torch
 
-    labels = [source.read_label("val", i) for i in range(source.count("val"))]
+    labels = [source.read_label("val", i) for i in range(source.splits["val"])]
     counts = sum(np.bincount(label[label < source.num_labels], minlength=source.num_labels) for label in labels)
     matrix = ConfusionMatrix(source.num_labels, "cpu")
     for label in labels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,27 +71,27 @@ class SegmentationTask:
     def evaluate(self, model: nn.Module, accelerator: Accelerator, step: int) -> dict[str, Any]:
         rows: list[list[np.ndarray]] = []
         colours = palette(self.source.num_labels)
+        position = {name: i for i, name in enumerate(self.source.names("val"))}
 
-        def keep(name: str, image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> None:
+        def keep(name: str, prediction: np.ndarray, label: np.ndarray) -> None:
             if len(rows) < self.config.eval.grid:
+                image, _ = self.source.read("val", position[name])
                 rows.append([image, colourise(label, colours), colourise(prediction, colours)])
 
-        with Progress(0, "evaluating", enabled=False) as quiet:
-            result = evaluate(
-                model,
-                self.source,
-                "val",
-                self.protocol,
-                device=accelerator.device,
-                workers=min(self.config.train.workers, 2),
-                limit=self.config.eval.limit,
-                boundary=self.config.eval.boundary,
-                rank=accelerator.process_index,
-                world=accelerator.num_processes,
-                reduce=lambda t: accelerator.reduce(t, "sum"),
-                on_picture=keep if accelerator.is_main_process and self.config.eval.grid else None,
-                progress=quiet,
-            )
+        result = evaluate(
+            model,
+            self.source,
+            "val",
+            replace(self.protocol, precision=accelerator.mixed_precision),
+            device=accelerator.device,
+            workers=min(self.config.train.workers, 2),
+            limit=self.config.eval.limit,
+            boundary=self.config.eval.boundary,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            reduce=lambda t: accelerator.reduce(t, "sum"),
+            on_picture=keep if accelerator.is_main_process and self.config.eval.grid else None,
+        )
         if accelerator.is_main_process:
             if rows:
                 write_png(self.folder / "predictions" / f"step-{step}.png", grid(rows))
@@ -129,9 +130,7 @@ def protocol_of(section: EvalSection, crop: tuple[int, int], base: tuple[int, in
     """The evaluation protocol of a run's configuration."""
     if section.mode == "whole":
         return Protocol(base_size=base)
-    window = section.crop_size or crop
-    stride = section.stride or (max(1, window[0] * 2 // 3), max(1, window[1] * 2 // 3))
-    return Protocol(mode="slide", crop_size=window, stride=stride, base_size=base)
+    return Protocol(mode="slide", crop_size=section.crop_size or crop, stride=section.stride, base_size=base)
 
 
 def class_weights(config: FinetuneConfig, data: TrainDataset, num_labels: int) -> Tensor | None:

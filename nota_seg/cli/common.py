@@ -43,6 +43,14 @@ def parse_size(text: str | None, option: str) -> tuple[int, int] | None:
     return numbers[0], numbers[1]
 
 
+def parse_numbers(text: str, option: str) -> tuple[float, ...]:
+    """`0.5,1,1.5` as numbers."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} {text!r}: give numbers with commas between them, as 0.5,1,1.5") from None
+
+
 def choose_devices(device: str | None) -> bool:
     """Make the chosen devices the visible ones; must run before torch is imported. Returns whether to stay on the CPU.
 

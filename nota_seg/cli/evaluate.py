@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nota_seg.cli.common import Device, parse_size, print_json, quiet_libraries, torch_device
+from nota_seg.cli.common import Device, parse_numbers, parse_size, print_json, quiet_libraries, torch_device
 
 
 def evaluate(
@@ -39,7 +39,7 @@ def evaluate(
     from nota_seg.data.sources import open_source
     from nota_seg.evaluate import evaluate as run
     from nota_seg.evaluate import format_table
-    from nota_seg.inference import Protocol, parse_scales
+    from nota_seg.inference import Protocol
     from nota_seg.models.loading import load_model
     from util.files import write_json
     from util.progress import Progress
@@ -47,24 +47,21 @@ def evaluate(
     quiet_libraries()
     window = parse_size(crop_size, "--crop-size") or ((512, 512) if mode == "slide" else None)
     step = parse_size(stride, "--stride")
-    if window is not None and step is None and mode == "slide":
-        step = (max(1, window[0] * 2 // 3), max(1, window[1] * 2 // 3))
     model, _ = load_model(pretrain, torch_dev)
     fitted = getattr(model.config, "image_size", None)
     if base_size is not None:
         fitted = None if base_size.lower() == "none" else parse_size(base_size, "--base-size")
     protocol = Protocol(
-        mode=mode, crop_size=window, stride=step, scales=parse_scales(scales), flip=flip,
+        mode=mode, crop_size=window, stride=step, scales=parse_numbers(scales, "--scales"), flip=flip,
         base_size=tuple(fitted) if fitted else None, precision=precision,
     )  # fmt: skip
     source = open_source(data_dir)
-    count = min(source.count(split), limit or source.count(split))
-    with Progress(count, "evaluating") as progress:
+    with Progress(source.splits.get(split, 0), "evaluating") as progress:
         progress.say(source.describe())
         progress.say(f"protocol: {protocol.as_dict()}")
         result = run(
             model, source, split, protocol, device=torch_dev, batch_size=batch_size, workers=workers, limit=limit,
-            progress=progress,
+            progress=progress.reached,
         )  # fmt: skip
     if json is not None and str(json) != "-":
         write_json(json, result)

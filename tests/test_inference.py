@@ -1,0 +1,188 @@
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import nota_seg
+from nota_seg.inference import (
+    Protocol,
+    normalise,
+    predict_labels,
+    predict_probabilities,
+    slide_logits,
+    statistics_of,
+)
+from util.errors import InputError
+
+
+class Foreign(nn.Module):
+    """A model of another library: logits at a quarter, no `predict_labels`, no statistics; not symmetric."""
+
+    def __init__(self, stride: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 7, stride=stride, padding=3)
+        self.config = SimpleNamespace(num_labels=5)
+        self.sizes: list[tuple[int, ...]] = []
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        self.sizes.append(tuple(pixel_values.shape[2:]))
+        return SimpleNamespace(logits=self.conv(pixel_values))
+
+
+@pytest.fixture
+def model() -> Foreign:
+    torch.manual_seed(0)
+    return Foreign().eval()
+
+
+@pytest.fixture
+def pixels() -> Tensor:
+    return torch.randint(0, 256, (2, 3, 40, 52), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def up(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def normal(model: nn.Module, pixels: Tensor) -> Tensor:
+    return normalise(pixels, *statistics_of(model))
+
+
+def test_normalise(pixels: Tensor) -> None:
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.1, 0.2, 0.3])
+    expected = (pixels.float() / 255 - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(normalise(pixels, mean.tolist(), std.tolist()), expected)
+    with pytest.raises(InputError, match="uint8"):
+        normalise(pixels.float(), (0, 0, 0), (1, 1, 1))
+
+
+@torch.no_grad()
+def test_whole_is_softmax_of_the_upsampled_logits(model: Foreign, pixels: Tensor) -> None:
+    size = (33, 71)
+    expected = up(model(normal(model, pixels)).logits, size).softmax(dim=1)
+    p = predict_probabilities(model, pixels, size, Protocol())
+    torch.testing.assert_close(p, expected)
+    labels = predict_labels(model, pixels, size, Protocol())
+    assert labels.dtype == torch.int64 and torch.equal(labels, expected.argmax(dim=1))
+
+
+@torch.no_grad()
+def test_views_by_hand(model: Foreign, pixels: Tensor) -> None:
+    size = (40, 52)
+    protocol = Protocol(scales=(0.5, 1.0, 1.75), flip=True)
+    x = normal(model, pixels)
+    views = []
+    for h, w in ((20, 26), (40, 52), (70, 91)):
+        v = up(x, (h, w))
+        views.append(up(model(v).logits, size).softmax(dim=1))
+        views.append(up(model(v.flip(3)).logits, size).softmax(dim=1).flip(3))
+    expected = torch.stack(views).mean(dim=0)
+    p = predict_probabilities(model, pixels, size, protocol)
+    torch.testing.assert_close(p, expected)
+    assert torch.equal(predict_labels(model, pixels, size, protocol), p.argmax(dim=1))
+
+
+def test_flip_makes_the_result_symmetric(model: Foreign, pixels: Tensor) -> None:
+    protocol = Protocol(flip=True)
+    p = predict_probabilities(model, pixels, (40, 52), protocol)
+    mirrored = predict_probabilities(model, pixels.flip(3), (40, 52), protocol)
+    torch.testing.assert_close(p, mirrored.flip(3))
+
+
+@torch.no_grad()
+def test_windows_by_hand(model: Foreign, pixels: Tensor) -> None:
+    x = normal(model, pixels)
+    total, count = torch.zeros(2, 5, 40, 52), torch.zeros(40, 52)
+    for y in (0, 12, 16):  # 24 high, step 12; the last is moved back from 24 to 16
+        for z in (0, 20):  # 32 wide, step 20; ends at 52 exactly
+            total[:, :, y : y + 24, z : z + 32] += up(model(x[:, :, y : y + 24, z : z + 32]).logits, (24, 32))
+            count[y : y + 24, z : z + 32] += 1
+    expected = total / count
+    torch.testing.assert_close(slide_logits(model, x, (24, 32), (12, 20)), expected)
+    protocol = Protocol("slide", crop_size=(24, 32), stride=(12, 20))
+    size = (61, 45)
+    p = predict_probabilities(model, pixels, size, protocol)
+    torch.testing.assert_close(p, up(expected, size).softmax(dim=1))
+    assert torch.equal(predict_labels(model, pixels, size, protocol), p.argmax(dim=1))
+
+
+def test_one_window_is_the_whole(model: Foreign, pixels: Tensor) -> None:
+    window = Protocol("slide", crop_size=(40, 52), stride=(20, 20))
+    whole = predict_probabilities(model, pixels, (40, 52), Protocol())
+    torch.testing.assert_close(predict_probabilities(model, pixels, (40, 52), window), whole)
+
+
+@torch.no_grad()
+def test_a_small_picture_is_padded_to_the_window(model: Foreign, pixels: Tensor) -> None:
+    x = normal(model, pixels)
+    model.sizes.clear()
+    logits = slide_logits(model, x, (64, 32), (32, 32))
+    assert set(model.sizes) == {(64, 32)} and logits.shape == (2, 5, 40, 52)
+    left = up(model(F.pad(x, (0, 0, 0, 24))[..., :32]).logits, (64, 32))
+    torch.testing.assert_close(logits[..., :20], left[:, :, :40, :20])
+
+
+@torch.no_grad()
+def test_logits_of_the_model_are_not_overwritten(pixels: Tensor) -> None:
+    class Kept(Foreign):
+        def forward(self, pixel_values: Tensor) -> Any:
+            self.kept = self.conv(pixel_values)
+            return SimpleNamespace(logits=self.kept)
+
+    torch.manual_seed(0)
+    model = Kept(stride=1)
+    predict_probabilities(model, pixels, (40, 52), Protocol())
+    torch.testing.assert_close(model.kept, model.conv(normal(model, pixels)))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_our_models(precision: str, mode: str) -> None:
+    torch.manual_seed(0)
+    model = nota_seg.create_model("segformer-b0", num_labels=5, dims=[8, 16, 24, 32], heads=1, depths=1).eval()
+    window = {"crop_size": (32, 32), "stride": (24, 24)} if mode == "slide" else {}
+    protocol = Protocol(mode, precision=precision, **window)  # type: ignore[arg-type]
+    pixels = torch.randint(0, 256, (1, 3, 45, 67), dtype=torch.uint8)
+    labels = predict_labels(model, pixels, (50, 70), protocol)
+    assert labels.shape == (1, 50, 70)
+    p = predict_probabilities(model, pixels, (50, 70), protocol)
+    assert p.dtype == torch.float32
+    assert (p.argmax(dim=1) == labels).float().mean() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("bad", "culprit"),
+    [
+        ({"mode": "slides"}, "slide"),
+        ({"mode": "slide"}, "crop_size"),
+        ({"mode": "slide", "crop_size": (32, 0)}, "crop_size"),
+        ({"mode": "slide", "crop_size": 32}, "crop_size"),
+        ({"mode": "slide", "crop_size": (32, 32), "stride": (33, 32)}, "stride"),
+        ({"mode": "slide", "crop_size": (32, 32), "stride": (0, 32)}, "stride"),
+        ({"crop_size": (32, 32)}, "crop_size"),
+        ({"scales": ()}, "scales"),
+        ({"scales": (1.0, 0.0)}, "scales"),
+        ({"scales": (1.0, float("nan"))}, "scales"),
+        ({"base_size": (512,)}, "base_size"),
+        ({"precision": "int8"}, "precision"),
+    ],
+)
+def test_wrong_protocols(bad: dict[str, Any], culprit: str) -> None:
+    with pytest.raises(InputError, match=culprit):
+        Protocol(**bad)
+
+
+def test_protocol_as_dict() -> None:
+    protocol = Protocol("slide", crop_size=[64, 96], scales=[1, 2], base_size=(2048, 512))  # type: ignore[arg-type]
+    assert protocol.as_dict() == {
+        "mode": "slide",
+        "crop_size": [64, 96],
+        "stride": [42, 64],
+        "scales": [1.0, 2.0],
+        "flip": False,
+        "base_size": [2048, 512],
+        "precision": "no",
+    }
