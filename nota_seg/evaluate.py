@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from nota_seg.inference import Protocol, Size, predict_labels
+from nota_seg.inference import Protocol, Size, evaluating, predict_labels, to_pixels
 from nota_seg.metrics import BoundaryIoU, ConfusionMatrix, scores
 from util.errors import InputError, did_you_mean
 
@@ -36,11 +36,7 @@ class _Pictures(Dataset):
     def __getitem__(self, position: int) -> Item:
         index = self.indices[position]
         image, label = self.source.read(self.split, index)
-        if self.base_size is not None:
-            from nota_seg.data.transforms import resize_for_eval
-
-            image = resize_for_eval(image, self.base_size)
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        pixels = to_pixels(image, self.base_size)
         return index, pixels, torch.from_numpy(np.ascontiguousarray(label))
 
 
@@ -48,7 +44,9 @@ def _batches(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
     """Neighbours of equal size together: the order stays, and nothing is padded."""
     batch: list[Item] = []
     for item in items:
-        if batch and (len(batch) == most or any(a.shape != b.shape for a, b in zip(batch[0][1:], item[1:], strict=True))):
+        if batch and (
+            len(batch) == most or any(a.shape != b.shape for a, b in zip(batch[0][1:], item[1:], strict=True))
+        ):
             yield batch
             batch = []
         batch.append(item)
@@ -76,7 +74,7 @@ def evaluate(
     batch_size: int = 1,
     workers: int = 0,
     limit: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
     boundary: bool = True,
     rank: int = 0,
     world: int = 1,
@@ -94,7 +92,7 @@ def evaluate(
         batch_size: Most pictures at once; only neighbours of equal size are batched.
         workers: Loader processes; 0 reads in this one.
         limit: Only the first so many pictures of the split.
-        progress: Called with (pictures done, pictures in all) of this process after every batch.
+        progress: Called with the number of pictures just done in this process; `util.progress.Progress` fits.
         boundary: Also Boundary IoU; otherwise it is None.
         rank: This process takes pictures rank, rank + world, ...
         world: Processes that share the split.
@@ -132,9 +130,7 @@ def evaluate(
     confusion = ConfusionMatrix(K, device)
     bands = BoundaryIoU(K, device=device)
     done = 0
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in _batches(loader, batch_size):
             pixels = torch.stack([item[1] for item in batch]).to(device, non_blocking=True)
             labels = torch.stack([item[2] for item in batch]).to(device, non_blocking=True)
@@ -148,9 +144,7 @@ def evaluate(
                     on_picture(names[index], one.numpy(), truth.numpy())
             done += len(batch)
             if progress is not None:
-                progress(done, len(indices))
-    finally:
-        model.train(training)
+                progress(len(batch))
 
     if reduce is not None:
         # One vector, one message; whole numbers, so the sum is exact.

@@ -9,10 +9,11 @@ same labels as `model.predict_labels`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,10 +78,31 @@ class Protocol:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; after it every part has its own mode back (frozen norms stay frozen)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def statistics_of(model: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation that a model's pictures are normalised with; ImageNet's where it names none."""
     config = getattr(model, "config", None)
     return getattr(config, "image_mean", IMAGENET_MEAN), getattr(config, "image_std", IMAGENET_STD)
+
+
+def to_pixels(image: np.ndarray, base_size: Size | None) -> Tensor:
+    """A picture (H, W, 3) uint8 RGB, fitted to `base_size` (long, short) if there is one, as a (3, h, w) tensor."""
+    if base_size is not None:
+        from nota_seg.data.transforms import resize_for_eval  # brings the whole augmentation library along
+
+        image = resize_for_eval(image, base_size)
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def normalise(pixel_values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -56,7 +56,9 @@ class ConfusionMatrix:
         counts = torch.bincount(pairs.flatten(), minlength=(K + 1) ** 2 + 1)[:-1].view(K + 1, K + 1)
         if int(counts[K].sum() + counts[:, K].sum()):
             who = "label" if int(counts[K].sum()) else "prediction"
-            raise InputError(f"a {who} has values outside 0..{K - 1} (and {ignore}, ignored): check the class count {K}")
+            raise InputError(
+                f"a {who} has values outside 0..{K - 1} (and {ignore}, ignored): check the class count {K}"
+            )
         self.matrix += counts[:K, :K]
 
     def merge(self, other: ConfusionMatrix) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
-from nota_seg.inference import Protocol, predict_labels
+from nota_seg.inference import Protocol, evaluating, predict_labels, to_pixels
 from util.errors import InputError
+from util.images import image_size, read_image, write_png
+from util.palettes import legend, overlay, palette
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 OVERLAY = "_overlay"
@@ -60,15 +61,6 @@ def output_names(pictures: Sequence[Path]) -> list[str]:
     return names
 
 
-def _check_readable(pictures: Iterable[Path]) -> None:
-    for picture in pictures:
-        try:
-            with Image.open(picture) as opened:
-                opened.size  # noqa: B018  (the header is enough; the pixels come later)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"cannot read the picture {picture}: {error}") from error
-
-
 def predict(
     model: nn.Module,
     paths: Sequence[str | Path],
@@ -78,7 +70,7 @@ def predict(
     device: torch.device | str,
     *,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> list[Path]:
     """Write `NAME.png`, class indices at the picture's size, and `NAME_overlay.png`, for people, for every picture.
 
@@ -87,10 +79,10 @@ def predict(
         paths: Pictures, and folders that are searched for pictures.
         output_dir: Made if needed.
         protocol: How a picture becomes a label map.
-        class_names: In the order of the classes; up to 256 classes the PNG is 8-bit with a palette, else 16-bit.
+        class_names: In the order of the classes; up to 256 classes the PNG is 8-bit with a palette, else 16-bit grey.
         device: Where to compute.
         overwrite: Replace results that exist.
-        progress: Called with (pictures done, pictures in all).
+        progress: Called with 1 after every picture; `util.progress.Progress(len(find_pictures(...)), ...)` fits.
 
     Returns:
         The files written, label map and overlay of each picture in turn.
@@ -99,15 +91,12 @@ def predict(
         InputError: Before any work: nothing found, an unreadable picture, a result that exists or would replace a
             picture. Later: a picture whose pixels are damaged.
     """
-    from nota_seg.data.transforms import resize_for_eval
-    from util.images import read_image, write_png
-    from util.palettes import legend, overlay, palette
-
     output_dir = Path(output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"the output folder {output_dir} is a file: choose another")
     pictures = find_pictures(paths, output_dir)
-    _check_readable(pictures)
+    for picture in pictures:
+        image_size(picture)  # an unreadable header is an error now, not after hours of work
     names = output_names(pictures)
     written = [output_dir / f"{name}{end}.png" for name in names for end in ("", OVERLAY)]
     inputs = {p.resolve() for p in pictures}
@@ -120,16 +109,10 @@ def predict(
 
     K = len(class_names)
     colours = palette(K)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for i, picture in enumerate(pictures):
-            try:
-                image = read_image(picture)
-            except OSError as error:
-                raise InputError(f"cannot read the picture {picture}: {error}") from error
-            resized = image if protocol.base_size is None else resize_for_eval(image, protocol.base_size)
-            pixels = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))[None].to(device)
+            image = read_image(picture)
+            pixels = to_pixels(image, protocol.base_size)[None].to(device)
             height, width = image.shape[:2]
             label = predict_labels(model, pixels, (height, width), protocol)[0].cpu().numpy()
             label = label.astype(np.uint8 if K <= 256 else np.uint16)
@@ -137,7 +120,5 @@ def predict(
             drawn = legend(overlay(image, label, colours, ALPHA), np.unique(label), class_names, colours)
             write_png(written[2 * i + 1], drawn)
             if progress is not None:
-                progress(i + 1, len(pictures))
-    finally:
-        model.train(training)
+                progress(1)
     return written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -28,13 +29,31 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Writers in C++ and Rust report a full disk in words of their own: inside the block it is an OSError as usual."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        text = str(error)
+        for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            if f"os error {number}" in text or os.strerror(number) in text:
+                raise OSError(number, os.strerror(number), str(path)) from error
+        if "PytorchStreamWriter" in text or "unexpected pos" in text:  # torch.save gives no reason
+            raise OSError(errno.ENOSPC, "writing failed, " + os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+
+
+@contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path to write to; it takes the name `path` only when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_for(path)
     try:
-        yield temporary
+        with _disk_errors(path):
+            yield temporary
         _sync(temporary)
         os.replace(temporary, path)
     finally:
@@ -52,7 +71,8 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     temporary = _temporary_for(path)
     temporary.mkdir()
     try:
-        yield temporary
+        with _disk_errors(path):
+            yield temporary
         files = [f for f in temporary.rglob("*") if f.is_file()]
         for file in files:
             _sync(file)

@@ -61,7 +61,9 @@ def _opened(source: Source, name: str | None) -> Iterator[tuple[Image.Image, str
     except UnidentifiedImageError:
         raise InputError(f"{called}: not a picture that can be read; replace or remove the file") from None
     except Image.DecompressionBombError:
-        raise InputError(f"{called}: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; cut it into tiles") from None
+        raise InputError(
+            f"{called}: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; cut it into tiles"
+        ) from None
     except _BROKEN as error:
         raise InputError(f"{called}: the picture is damaged ({error}); replace or remove the file") from None
 

@@ -22,7 +22,9 @@ def model_folder(path: str | Path) -> Path:
     if not path.exists():
         raise InputError(f"no model at {path}: there is no such folder ({LAYOUT})")
     if not path.is_dir():
-        raise InputError(f"{path} is a file, not a model folder: `nota-seg convert` makes one of a checkpoint ({LAYOUT})")
+        raise InputError(
+            f"{path} is a file, not a model folder: `nota-seg convert` makes one of a checkpoint ({LAYOUT})"
+        )
     for folder in (path, path / "best", path / "last"):
         if (folder / "config.json").is_file():
             return folder
@@ -59,7 +61,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn
     Raises:
         InputError: No such folder, no segmentation model, or weights that do not fit its configuration exactly.
     """
-    import nota_seg  # noqa: F401  (tells the Auto classes of our models)
+    # Our models are among the Auto classes' since `import nota_seg`, which importing this module has done.
     from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
     folder = model_folder(path)

@@ -1,0 +1,66 @@
+"""What several tests need: drawn data sets, a model small enough to train in seconds, the command line in a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the network is wrong
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+TINY = [
+    "model.dims=[8,16,24,32]", "model.heads=[1,1,2,2]", "model.depths=[1,1,1,1]", "model.decoder.dim=16",
+    "train.workers=0", "train.tracker=none", "train.log_every=2",
+]  # fmt: skip
+
+
+def sets(*items: str) -> list[str]:
+    """`--set` words for the tiny model, followed by `items`."""
+    return [word for item in (*TINY, *items) for word in ("--set", item)]
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "nota_seg.cli", *map(str, words)]
+
+
+def run_cli(*words: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    return subprocess.run(command(*words), capture_output=True, text=True, timeout=600, **kwargs)  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Textured shapes in Tiny-ImageNet's layout: 4 classes, 12 training and 3 validation pictures each."""
+    from util.synthetic import draw_tiny_imagenet
+
+    root = tmp_path_factory.mktemp("shapes")
+    return draw_tiny_imagenet(root, classes=4, train_per_class=12, val_per_class=3, size=32, seed=0)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes in ADE20K's layout: 10 training and 4 validation pictures."""
+    from util.synthetic import draw_ade20k
+
+    return draw_ade20k(tmp_path_factory.mktemp("scenes"), train=10, val=4, size=(48, 64), seed=0)
+
+
+def pretrain_words(shapes: Path, folder: Path, *more: str, steps: int = 6, set_: tuple[str, ...] = ()) -> list[str]:
+    """A pre-training of seconds."""
+    return [
+        "pretrain", "--data-path", str(shapes), "--output-dir", str(folder), "--batch-size", "4", "--input-size", "32",
+        "--max-steps", str(steps), *sets("train.checkpoint_every=2", "train.eval_every=3", *set_), *more,
+    ]  # fmt: skip
+
+
+def finetune_words(scenes: Path, folder: Path, *more: str, steps: int = 6, set_: tuple[str, ...] = ()) -> list[str]:
+    """A fine-tuning of seconds."""
+    return [
+        "finetune", "--data-dir", str(scenes), "--save-path", str(folder), "--batch-size", "2", "--crop-size", "32",
+        "--max-steps", str(steps),
+        *sets("train.checkpoint_every=2", "train.eval_every=3", "data.base_size=[64,48]", *set_), *more,
+    ]  # fmt: skip

@@ -1,0 +1,59 @@
+"""Groups and schedules by the recipe."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from nota_seg import create_model
+from nota_seg.config import OptimSection
+from nota_seg.training.optim import build_optimizer, build_schedule, parameter_groups, warmup_steps
+
+
+def test_groups() -> None:
+    model = create_model("segformer-b0", num_labels=3, depths=[1, 1, 1, 1])
+    groups = {g["name"]: g for g in parameter_groups(model, OptimSection(), lr=1e-3)}
+    assert set(groups) == {"encoder", "encoder without decay", "decoder", "decoder without decay"}
+    assert groups["encoder"]["lr"] == 1e-3 and groups["decoder"]["lr"] == pytest.approx(1e-2)
+    assert groups["encoder"]["weight_decay"] == 0.01 and groups["encoder without decay"]["weight_decay"] == 0
+    counted = sum(p.numel() for g in groups.values() for p in g["params"])
+    assert counted == sum(p.numel() for p in model.parameters())
+    undecayed = {id(p) for n in groups if "without" in n for p in groups[n]["params"]}
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in undecayed) == (name.endswith("bias") or ".norm" in name), name
+
+
+def rates(config: OptimSection, total: int, per_epoch: int = 10) -> list[float]:
+    optimizer = build_optimizer(torch.nn.Linear(2, 2), config, config.lr)
+    schedule = build_schedule(optimizer, config, total, per_epoch)
+    result = []
+    for step in range(total):
+        schedule.step_update(step)
+        result.append(optimizer.param_groups[0]["lr"])
+    return result
+
+
+def test_poly_is_linear_to_zero_after_the_warm_up() -> None:
+    lr = rates(OptimSection(lr=1.0, warmup_steps=10), 100)
+    assert lr[:10] == pytest.approx([i / 10 for i in range(10)])
+    assert lr[10:] == pytest.approx([1 - i / 100 for i in range(10, 100)])
+
+
+def test_cosine_ends_at_the_minimum() -> None:
+    config = OptimSection(lr=1.0, schedule="cosine", min_lr=0.1, warmup_epochs=1)
+    lr = rates(config, 200)
+    assert lr[5] == pytest.approx(0.5)
+    assert lr[100] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.5)))
+    assert lr[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_constant_is_constant() -> None:
+    assert rates(OptimSection(lr=0.5, schedule="constant", warmup_steps=0), 5) == [0.5] * 5
+
+
+def test_warm_up_never_eats_a_short_run() -> None:
+    assert warmup_steps(OptimSection(), 200, 10) == 20
+    assert warmup_steps(OptimSection(), 160_000, 10) == 1500
+    assert warmup_steps(OptimSection(warmup_epochs=5), 3000, 10) == 50
