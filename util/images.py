@@ -132,9 +132,10 @@ def image_size(source: Source, *, name: str | None = None, orient: bool = True) 
 
 def _packed_grey_step(image: Image.Image) -> int:
     """The factor by which Pillow spreads 2 and 4 bit greyscale PNGs over 0..255."""
-    if image.format != "PNG" or not image.tile:
+    tiles = getattr(image, "tile", None)  # only files have tiles, before they are loaded
+    if image.format != "PNG" or not tiles:
         return 1
-    arguments = image.tile[0][3]
+    arguments = tiles[0][3]
     raw = arguments[0] if isinstance(arguments, tuple) else arguments
     return {"L;2": 85, "L;4": 17}.get(str(raw), 1)
 

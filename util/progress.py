@@ -39,13 +39,6 @@ class Progress:
             self._last = time.monotonic()
             self._line()
 
-    def reached(self, done: int, total: int) -> None:
-        """For work that reports how far it is rather than how far it went."""
-        self.total = total
-        if self._bar is not None:
-            self._bar.total = total
-        self(done - self.count)
-
     def note(self, text: str) -> None:
         """A short text behind the count (the loss, say)."""
         self._note = text

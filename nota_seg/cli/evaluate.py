@@ -56,12 +56,13 @@ def evaluate(
         base_size=tuple(fitted) if fitted else None, precision=precision,
     )  # fmt: skip
     source = open_source(data_dir)
-    with Progress(source.splits.get(split, 0), "evaluating") as progress:
+    total = source.splits.get(split, 0)
+    with Progress(total if limit is None else min(limit, total), "evaluating") as progress:
         progress.say(source.describe())
         progress.say(f"protocol: {protocol.as_dict()}")
         result = run(
             model, source, split, protocol, device=torch_dev, batch_size=batch_size, workers=workers, limit=limit,
-            progress=progress.reached,
+            progress=progress,
         )  # fmt: skip
     if json is not None and str(json) != "-":
         write_json(json, result)

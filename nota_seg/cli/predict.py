@@ -24,6 +24,7 @@ def predict(
     torch_dev = torch_device(device)
     from nota_seg.inference import Protocol
     from nota_seg.models.loading import load_model
+    from nota_seg.predict import find_pictures
     from nota_seg.predict import predict as run
     from util.progress import Progress
 
@@ -31,7 +32,7 @@ def predict(
     model, class_names = load_model(pretrain, torch_dev)
     size = getattr(model.config, "image_size", None)
     protocol = Protocol(base_size=tuple(size) if size else None)
-    with Progress(len(images), "predicting") as progress:
+    with Progress(len(find_pictures(images, output_dir)), "predicting") as progress:
         written = run(
             model, images, output_dir, protocol, class_names=class_names, device=torch_dev, overwrite=overwrite,
             progress=progress,

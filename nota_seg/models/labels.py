@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PIECE = (
-    1 << 21
-)  # bytes of upsampled logits at a time, measured: few enough for the cache, enough to share between cores
+PIECE = 1 << 21  # bytes of upsampled logits at a time; measured: fits the cache, and fills more than one core
 
 
 def _taps(size: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

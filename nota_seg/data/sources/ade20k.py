@@ -34,7 +34,9 @@ class Ade20k(PairedFolders):
 
 def read_object_info(path: Path) -> list[str]:
     """Class names, by label, from the publisher's table `Idx Ratio Train Val Name`."""
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    rows = [
+        line.split("\t") for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+    ]
     head = [word.strip().lower() for word in rows[0]] if rows else []
     if "idx" not in head or "name" not in head:
         raise InputError(f"{path}: no columns Idx and Name, separated by tabs; take the publisher's file")

@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -226,7 +227,7 @@ def split_folders(path: Path) -> dict[str, Path]:
 
 
 def files_by_stem(folder: Path, suffixes: set[str]) -> tuple[dict[str, Path], list[str]]:
-    """Files below `folder` by relative path without suffix, and a line for every repeated stem. Hidden files are left."""
+    """Files below `folder` by relative path without suffix, and a line for every repeated stem; no hidden files."""
     found: dict[str, Path] = {}
     problems = []
     for directory, folders, files in os.walk(folder, followlinks=True):
@@ -317,7 +318,7 @@ def read_id2label(path: Path) -> dict[int, str]:
         raise InputError(f"{path}: a key is not a number ({error}); keys are class ids") from None
     ids = sorted(names)
     if ids[0] not in (0, 1) or ids != list(range(ids[0], ids[0] + len(ids))):
-        gap = next((a + 1 for a, b in zip(ids, ids[1:], strict=False) if b != a + 1), ids[0])
+        gap = next((a + 1 for a, b in pairwise(ids) if b != a + 1), ids[0])
         raise InputError(f"{path}: ids must count up from 0 without a gap; look at {gap}")
     return {i: names[i] for i in ids}
 

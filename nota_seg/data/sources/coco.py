@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 from pathlib import Path, PurePosixPath
 
@@ -11,8 +12,6 @@ from nota_seg.data.sources.base import SPLITS, SegmentationSource, Split, canoni
 from util.coco import CocoFile
 from util.errors import InputError
 from util.images import read_image
-
-_PEEK = 4096  # characters at either end of a JSON file in which its keys are looked for
 
 
 class Coco(SegmentationSource):
@@ -89,12 +88,12 @@ def find_files(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         return {}
     found: dict[str, Path] = {}
-    candidates = [(p, p.stem) for p in sorted(path.glob("*.json"))]
+    candidates: list[tuple[Path, str]] = [(p, p.stem) for p in sorted(path.glob("*.json"))]
     for p in sorted(path.glob("annotations/instances_*.json")):
-        if word := re.match(r"instances_([A-Za-z]+)", p.stem):
-            candidates.append((p, word[1]))
+        if found_word := re.match(r"instances_([A-Za-z]+)", p.stem):
+            candidates.append((p, found_word[1]))
     for file, word in candidates:
-        split = canonical_split(str(word))
+        split = canonical_split(word)
         if split is not None and _looks_like_coco(file):
             found.setdefault(split, file)
     if found:
@@ -104,17 +103,12 @@ def find_files(path: Path) -> dict[str, Path]:
 
 
 def _looks_like_coco(path: Path) -> bool:
-    """Whether the keys stand near either end of the file, or anywhere in it; COCO's own files are hundreds of MB."""
+    """Whether the keys are in the file, without parsing it: COCO's own are hundreds of megabytes."""
     try:
-        with path.open("rb") as file:
-            head = file.read(_PEEK)
-            if not head.lstrip().startswith(b"{"):
-                return False
-            rest = file.read()
-    except OSError:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(b'"images"') >= 0 and content.find(b'"annotations"') >= 0
+    except (OSError, ValueError):  # an empty file cannot be mapped
         return False
-    content = head + rest
-    return b'"images"' in content and b'"annotations"' in content
 
 
 def _folders(root: Path, file: Path, split: str) -> list[Path]:

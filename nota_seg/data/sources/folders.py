@@ -1,4 +1,4 @@
-"""Two layouts of plain folders with an id2label.json: one whose masks begin with 0 = other, one with labels as they are."""
+"""Two layouts of plain folders with an id2label.json: masks in which 0 = other, and masks that hold the labels."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from pathlib import Path
@@ -115,7 +114,7 @@ def _load_local(path: Path) -> tuple[dict[str, Any], Path | None, str]:
     if not files:
         raise InputError(f"{path}: no parquet files")
     try:
-        tables = {
+        tables: dict[str, Any] = {
             split: datasets.load_dataset("parquet", data_files=files[split], split="train")
             for split in ("train", "val", "test")
             if split in files
@@ -199,7 +198,7 @@ def _classes(place: str, table: Any, names_file: Path | None) -> tuple[list[str]
 
 
 def _feature_names(table: Any) -> list[str] | None:
-    """A list of ClassLabels names what a picture contains; a single ClassLabel is a scene, not the classes of pixels."""
+    """Names of a list of ClassLabels: what a picture contains. A single ClassLabel would be the scene of the picture."""
     import datasets
 
     for feature in table.features.values():
@@ -207,17 +206,3 @@ def _feature_names(table: Any) -> list[str] | None:
         if isinstance(inner, datasets.ClassLabel) and inner.names:
             return list(inner.names)
     return None
-
-
-def parquet_bytes(array: np.ndarray, file_format: str = "PNG") -> bytes:
-    """An encoded file in memory, as such a column holds it.
-
-    Args:
-        array: (H, W) or (H, W, 3) uint8.
-        file_format: As Pillow calls it.
-    """
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format=file_format)
-    return buffer.getvalue()

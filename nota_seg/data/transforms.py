@@ -1,0 +1,256 @@
+"""Training augmentation as one albumentations pipeline, a function of the picture and a seed; resizing for evaluation.
+
+The recipe is the usual one of SegFormer and SegNeXt: scale by 0.5 to 2, crop so that no class covers most of it, flip
+left to right, jitter the colours. Pictures stay bytes; they are normalised on the device.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version at import
+
+import albumentations as A
+import cv2
+import numpy as np
+
+from nota_seg.data.sources.base import IGNORE
+from util.errors import InputError, did_you_mean
+
+# Loader workers are the parallelism; OpenCV's own threads in each of them would only compete.
+cv2.setNumThreads(0)
+
+_SHARE_GRID = 128  # class shares are measured on about this many rows and columns
+
+
+def fit_factor(height: int, width: int, base_size: tuple[int, int]) -> float:
+    """The factor by which a picture fits into (long side, short side), aspect kept, either way up."""
+    longest, shortest = max(base_size), min(base_size)
+    return min(longest / max(height, width), shortest / min(height, width))
+
+
+def _scaled(height: int, width: int, factor: float) -> tuple[int, int]:
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+class RandomScaleCrop(A.DualTransform):
+    """A random crop of the randomly scaled picture, without scaling the whole picture.
+
+    A window is chosen in the scaled picture, mapped back to the source, cut out there, and only the cut is resized.
+    The window's corners are rounded to source pixels, for picture and mask alike.
+
+    Args:
+        crop_size: (height, width) of the result. A smaller scaled picture is padded at the right and the bottom, with
+            0 in the picture and `ignore` in the mask.
+        base_size: (long side, short side) that the picture is fitted into before the random scale; None takes the
+            picture's own size.
+        scale: Range of the random scale.
+        max_class_share: A window in which one class covers more of the labelled pixels is drawn again.
+        tries: Most draws of a window; the last one is kept.
+        ignore: Label of unlabelled pixels.
+        p: Always 1: the result must have the crop's size.
+    """
+
+    class InitSchema(A.DualTransform.InitSchema):
+        crop_size: tuple[int, int]
+        base_size: tuple[int, int] | None
+        scale: tuple[float, float]
+        max_class_share: float
+        tries: int
+        ignore: int
+
+    def __init__(
+        self,
+        crop_size: tuple[int, int],
+        base_size: tuple[int, int] | None = None,
+        scale: tuple[float, float] = (0.5, 2.0),
+        max_class_share: float = 0.75,
+        tries: int = 10,
+        ignore: int = IGNORE,
+        p: float = 1.0,
+    ) -> None:
+        super().__init__(p=p)
+        self.crop_size, self.base_size, self.scale = crop_size, base_size, scale
+        self.max_class_share, self.tries, self.ignore = max_class_share, tries, ignore
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        height, width = params["shape"][:2]
+        factor = self.py_random.uniform(*self.scale)
+        if self.base_size is not None:
+            factor *= fit_factor(height, width, self.base_size)
+        scaled = _scaled(height, width, factor)
+        size = min(self.crop_size[0], scaled[0]), min(self.crop_size[1], scaled[1])
+        mask = data.get("mask")
+        for _ in range(max(1, self.tries)):
+            top = self.py_random.randint(0, scaled[0] - size[0])
+            left = self.py_random.randint(0, scaled[1] - size[1])
+            y0, y1 = _source_range(top, size[0], height / scaled[0], height)
+            x0, x1 = _source_range(left, size[1], width / scaled[1], width)
+            if mask is None or self._varied(mask[y0:y1, x0:x1]):
+                break
+        return {"cut": (y0, y1, x0, x1), "size": size}
+
+    def _varied(self, cut: np.ndarray) -> bool:
+        """Whether no class covers too much of the labelled pixels, judged on a grid of them."""
+        sample = cut[:: max(1, cut.shape[0] // _SHARE_GRID), :: max(1, cut.shape[1] // _SHARE_GRID)]
+        counts = np.bincount(sample.ravel(), minlength=256)
+        counts[self.ignore] = 0
+        total = int(counts.sum())
+        return total > 0 and int(counts.max()) <= self.max_class_share * total
+
+    def apply(self, img: np.ndarray, cut: tuple[int, ...] = (), size: tuple[int, int] = (1, 1), **_: Any) -> np.ndarray:
+        return self._resized(img, cut, size, cv2.INTER_LINEAR, 0)
+
+    def apply_to_mask(
+        self, mask: np.ndarray, cut: tuple[int, ...] = (), size: tuple[int, int] = (1, 1), **_: Any
+    ) -> np.ndarray:
+        # NEAREST_EXACT takes the pixel at the same centre as LINEAR does; plain NEAREST is off by up to half a pixel.
+        return self._resized(mask, cut, size, cv2.INTER_NEAREST_EXACT, self.ignore)
+
+    def _resized(
+        self, array: np.ndarray, cut: tuple[int, ...], size: tuple[int, int], how: int, pad: int
+    ) -> np.ndarray:
+        y0, y1, x0, x1 = cut
+        resized = cv2.resize(array[y0:y1, x0:x1], size[::-1], interpolation=how)
+        if size == tuple(self.crop_size):
+            return resized
+        canvas = np.full((*self.crop_size, *array.shape[2:]), pad, dtype=array.dtype)
+        canvas[: size[0], : size[1]] = resized
+        return canvas
+
+
+def _source_range(start: int, length: int, step: float, limit: int) -> tuple[int, int]:
+    """The source pixels under `length` scaled ones from `start`; `step` source pixels each; at least one."""
+    first = min(round(start * step), limit - 1)
+    return first, max(first + 1, min(round((start + length) * step), limit))
+
+
+class TrainTransform:
+    """Scale, crop, flip and jitter a picture with its mask, as a function of a seed.
+
+    Args:
+        crop_size: (height, width) of the result.
+        base_size: (long side, short side) that a picture is fitted into first; None keeps its size.
+        scale: Range of the random scale.
+        max_class_share: Most that one class may cover of a crop's labelled pixels.
+        flip: Probability of a flip left to right. There is no vertical one.
+        jitter: Strength of brightness, contrast, saturation and hue; None for no jitter.
+        extra: More albumentations transforms, after the others: {"type": "GridDropout", "args": {"p": 0.5}}.
+
+    Raises:
+        InputError: An extra transform that albumentations does not know, or arguments it does not take.
+    """
+
+    def __init__(
+        self,
+        crop_size: tuple[int, int],
+        *,
+        base_size: tuple[int, int] | None = None,
+        scale: tuple[float, float] = (0.5, 2.0),
+        max_class_share: float = 0.75,
+        flip: float = 0.5,
+        jitter: tuple[float, float, float, float] | None = (0.25, 0.25, 0.25, 0.1),
+        extra: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        self.crop_size = (crop_size[0], crop_size[1])
+        steps: list[A.BasicTransform] = [
+            RandomScaleCrop(self.crop_size, base_size, scale, max_class_share),
+            A.HorizontalFlip(p=flip),
+        ]
+        if jitter is not None:
+            brightness, contrast, saturation, hue = jitter
+            steps.append(A.ColorJitter(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, p=1.0))
+        steps += [build_extra(item) for item in extra]
+        self._pipeline = A.Compose(steps)
+        if extra:
+            self._rehearse()
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """The crop of a picture.
+
+        Args:
+            image: (H, W, 3) uint8.
+            label: (H, W) uint8, 255 = ignore.
+            seed: Decides everything that is random.
+
+        Returns:
+            (h, w, 3) uint8 and (h, w) uint8.
+        """
+        # One pair of generators for the whole pipeline. Compose.set_random_seed would start every transform from the
+        # same number, and whether a picture is flipped would follow from its scale.
+        self._pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        result = self._pipeline(image=image, mask=label)
+        return result["image"], result["mask"]
+
+    def _rehearse(self) -> None:
+        """Run once on a made-up picture, so that a bad extra transform fails here and not in a worker."""
+        image = np.random.default_rng(0).integers(0, 256, (*self.crop_size, 3), dtype=np.uint8)
+        label = np.zeros(self.crop_size, dtype=np.uint8)
+        try:
+            image, label = self(image, label, 0)
+        except Exception as error:
+            raise InputError(f"the extra transforms fail: {type(error).__name__}: {error}") from None
+        for array, shape in ((image, (*self.crop_size, 3)), (label, self.crop_size)):
+            if array.shape != shape or array.dtype != np.uint8:
+                raise InputError(
+                    f"the extra transforms turn {shape} uint8 into {array.shape} {array.dtype}; "
+                    "leave out those that resize or normalise"
+                )
+
+
+def build_extra(item: dict[str, Any]) -> A.BasicTransform:
+    """An albumentations transform from {"type": name, "args": {argument: value}}.
+
+    Borders that a geometric transform brings in are labelled 255 unless `fill_mask` says otherwise; albumentations'
+    own default would make them class 0.
+
+    Raises:
+        InputError: Unknown name or argument, or a value that albumentations refuses.
+    """
+    if not isinstance(item, dict) or "type" not in item or set(item) - {"type", "args"}:
+        raise InputError(f'an extra transform is {{"type": NAME, "args": {{...}}}}, got {item!r}')
+    known = {
+        name: kind
+        for name, kind in vars(A).items()
+        if inspect.isclass(kind) and issubclass(kind, A.BasicTransform) and not inspect.isabstract(kind)
+    }
+    name, arguments = str(item["type"]), dict(item.get("args") or {})
+    if name not in known:
+        raise InputError(f"no albumentations transform {name!r}: {did_you_mean(name, known)}")
+    taken = inspect.signature(known[name].__init__).parameters
+    for argument in arguments:
+        if argument not in taken or argument == "self":
+            takes = [a for a in taken if a not in ("self", "args", "kwargs")]
+            raise InputError(f"{name} takes no argument {argument!r}: {did_you_mean(argument, takes)}")
+    if "fill_mask" in taken and taken["fill_mask"].default == 0:
+        arguments.setdefault("fill_mask", IGNORE)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # albumentations only warns of arguments that it drops
+            return known[name](**arguments)
+    except Exception as error:
+        raise InputError(f"albumentations refuses {name} with {arguments}: {error}") from None
+
+
+def resize_for_eval(image: np.ndarray, base_size: tuple[int, int] | None) -> np.ndarray:
+    """Fit a picture into (long side, short side), aspect kept, bilinear; None leaves it.
+
+    Args:
+        image: (H, W, 3) uint8.
+        base_size: Pixels.
+
+    Returns:
+        (H', W', 3) uint8.
+    """
+    if base_size is None:
+        return image
+    height, width = image.shape[:2]
+    size = _scaled(height, width, fit_factor(height, width, base_size))
+    if size == (height, width):
+        return image
+    return np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR))
