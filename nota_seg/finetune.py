@@ -54,11 +54,11 @@ class SegmentationTask:
             base_size=data.base_size,
             scale=data.scale,
             max_class_share=data.max_class_share,
-            hflip=data.hflip,
-            color_jitter=data.color_jitter,
+            flip=data.hflip,
+            jitter=data.color_jitter,
             extra=data.extra,
         )
-        self.train_data = TrainDataset(source, "train", transform, limit=data.limit)
+        self.train_data = TrainDataset(source, transform, limit=data.limit)
         self.mean, self.std = self.model.config.image_mean, self.model.config.image_std
         self.class_weights = class_weights(config, self.train_data, source.num_labels)
         self.protocol = protocol_of(config.eval, data.crop_size, data.base_size)
@@ -139,8 +139,12 @@ def class_weights(config: FinetuneConfig, data: TrainDataset, num_labels: int) -
     if chosen is None:
         return None
     if chosen == "inverse":
-        counts = data.label_counts()
-        frequency = torch.from_numpy(counts / counts.sum()).float()
+        counts = np.zeros(256, dtype=np.int64)
+        with Progress(len(data), "counting labels") as progress:
+            for i in range(len(data)):
+                counts += np.bincount(data.source.read_label(data.split, i).ravel(), minlength=256)
+                progress()
+        frequency = torch.from_numpy(counts[:num_labels] / max(1, counts[:num_labels].sum())).float()
         weights = torch.where(frequency > 0, 1 / frequency.clamp(min=1e-12), torch.zeros(()))
     else:
         if len(chosen) != num_labels:

@@ -29,7 +29,7 @@ class Progress:
         self._note = ""
         self._bar: Any = None
         if enabled and sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=done, desc=description, file=sys.stderr, dynamic_ncols=True)
+            self._bar = tqdm(total=total or None, initial=done, desc=description, file=sys.stderr, dynamic_ncols=True)
 
     def __call__(self, steps: int = 1) -> None:
         self.count += steps
@@ -38,6 +38,13 @@ class Progress:
         elif self.enabled and time.monotonic() - self._last >= self.every:
             self._last = time.monotonic()
             self._line()
+
+    def reached(self, done: int, total: int | None) -> None:
+        """For work that says how far it is rather than how far it went."""
+        self.total = total or 0
+        if self._bar is not None:
+            self._bar.total = total
+        self(done - self.count)
 
     def note(self, text: str) -> None:
         """A short text behind the count (the loss, say)."""
@@ -56,8 +63,10 @@ class Progress:
 
     def _line(self) -> None:
         elapsed = self._last - self._start
-        left = (self.total - self.count) * elapsed / max(1, self.count - self._first)
-        text = f"{self.description}: {self.count}/{self.total}, {_clock(elapsed)} passed, {_clock(left)} left"
+        text = f"{self.description}: {self.count}"
+        if self.total:
+            left = (self.total - self.count) * elapsed / max(1, self.count - self._first)
+            text += f"/{self.total}, {_clock(elapsed)} passed, {_clock(left)} left"
         print(text + (f", {self._note}" if self._note else ""), file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -20,12 +20,23 @@ def verify(
 
     Example: `nota-seg data verify ADEChallengeData2016`
     """
-    from nota_seg.data.verify import verify_any
+    from imagenet_pretrain.data import open_images, verify_images
+    from nota_seg.data.verify import verify as verify_segmentation
+    from util.progress import Progress
 
-    report = verify_any(path)
-    print(report)
-    if report.problems:
-        raise InputError(f"{len(report.problems)} problems in {path}, listed above: mend or remove these files")
+    with Progress(0, "verifying") as progress:
+        report = verify_segmentation(path, progress=progress)
+        problems, summary = report.problems, report.summary()
+        if not report.layout:  # not pictures with masks: pictures with classes?
+            try:
+                images = open_images(path)
+            except InputError as error:
+                raise InputError(f"{problems[0]}; as a classification set: {error}") from None
+            problems = verify_images(images, progress=progress)
+            summary = "\n".join([images.describe(), *(f"problem: {p}" for p in problems)])
+    print(summary)
+    if problems:
+        raise InputError(f"{len(problems)} problems in {path}, listed above: mend or remove these files")
 
 
 @app.command()
@@ -40,5 +51,7 @@ def download(
     Example: `nota-seg data download tiny-imagenet --output-dir datasets`
     """
     from nota_seg.data.download import download as run
+    from util.progress import Progress
 
-    print(run(name, output_dir, url=url, md5=md5))
+    with Progress(0, "downloading (bytes)") as progress:
+        print(run(name, output_dir, url=url, md5=md5, progress=progress.reached).message)

@@ -24,13 +24,17 @@ class TrainDataset(Dataset[dict[str, torch.Tensor]]):
         source: Data.
         transform: Augmentation.
         split: Of the source.
+        limit: The first so many pictures only.
     """
 
-    def __init__(self, source: SegmentationSource, transform: TrainTransform, split: str = "train") -> None:
-        self.source, self.transform, self.split = source, transform, source.split(split)
+    def __init__(
+        self, source: SegmentationSource, transform: TrainTransform, split: str = "train", *, limit: int | None = None
+    ) -> None:
+        self.source, self.transform, self.split, self.limit = source, transform, source.split(split), limit
 
     def __len__(self) -> int:
-        return self.source.splits[self.split]
+        count = self.source.splits[self.split]
+        return count if self.limit is None else min(count, self.limit)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         """`pixel_values` (3, h, w) uint8 and `labels` (h, w) uint8, 255 = ignore."""

@@ -141,12 +141,6 @@ def fetch(url: str, part: Path, *, retries: int = 5, wait: float = 2.0, progress
         except ValueError as error:  # urllib's word for an address that is none
             raise InputError(f"{url}: not an address ({error})") from None
         except (OSError, http.client.HTTPException) as error:
-            if (
-                isinstance(error, OSError)
-                and error.filename is not None
-                and not isinstance(error, urllib.error.URLError)
-            ):
-                raise  # the local disk, not the network
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         # Only bytes never had before count as progress: a server that cannot resume would keep us busy for ever.
         failures = 1 if _length(part) > best else failures + 1
@@ -238,7 +232,7 @@ def unzip(archive: Path, folder: Path) -> None:
 def _refuse_outside(archive: Path, member: zipfile.ZipInfo) -> None:
     path = PurePosixPath(member.filename.replace("\\", "/"))
     link = stat.S_ISLNK(member.external_attr >> 16)
-    if path.is_absolute() or ".." in path.parts or link or ":" in path.parts[0] if path.parts else False:
+    if link or path.is_absolute() or ".." in path.parts or (path.parts and ":" in path.parts[0]):
         raise InputError(
             f"{archive}: the member {member.filename!r} would land outside the folder; do not use this file"
         )

@@ -59,6 +59,7 @@ def _nothing_found(given: str, path: Path) -> str:
     hints = [hint for kind in LAYOUTS if (hint := kind.near_miss(path))]
     if path.is_dir():
         inside = [p for p in sorted(path.iterdir())[:50] if p.is_dir() and any(k.detect(p) for k in LAYOUTS)]
-        hints += [f"did you mean {p}?" for p in inside[:3]]
-    near = f" {'; '.join(hints)}." if hints else ""
-    return f"{given}: no data set found.{near} Looked for {looked}. Found: {found or 'an empty folder'}"
+        if inside:
+            hints.append(f"did you mean {' or '.join(map(str, inside[:3]))}?")
+    near = f" Near: {'; '.join(hints)}" if hints else ""
+    return f"{given}: no data set found.{near} Found: {found or 'nothing'}. Looked for {looked}"

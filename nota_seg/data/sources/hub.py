@@ -198,7 +198,7 @@ def _classes(place: str, table: Any, names_file: Path | None) -> tuple[list[str]
 
 
 def _feature_names(table: Any) -> list[str] | None:
-    """Names of a list of ClassLabels: what a picture contains. A single ClassLabel would be the scene of the picture."""
+    """Names of a list of ClassLabels: what a picture contains. A single ClassLabel would be its scene."""
     import datasets
 
     for feature in table.features.values():
