@@ -81,7 +81,7 @@ def demo(
     results: dict[str, dict[str, Any]] = {}
     for name, weights in (("pre-trained", str(output / "pretrain" / "best")), ("from scratch", None)):
         headline(f"nota-seg finetune: {finetune_steps} steps, {name}")
-        settings = build(
+        recipe = build(
             FinetuneConfig,
             options={
                 "data.path": str(scenes),
@@ -97,7 +97,7 @@ def demo(
             ],
         )  # fmt: skip
         folder = output / f"finetune-{name.replace(' ', '-')}"
-        finetune(settings, RunFolder(folder), cpu=True)
+        finetune(recipe, RunFolder(folder), cpu=True)
         headline(f"nota-seg eval: {name}")
         model, class_names = load_model(folder / "best", "cpu")
         source = open_source(scenes)

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from util.images import write_png
-from util.palettes import colourise, grid, palette
 
 from nota_seg.config import EvalSection, FinetuneConfig
 from nota_seg.data.dataset import TrainDataset
@@ -27,6 +25,8 @@ from nota_seg.models.losses import upsampled_cross_entropy
 from nota_seg.training.runs import run
 from util.errors import InputError
 from util.files import write_text
+from util.images import write_png
+from util.palettes import colourise, grid, palette
 from util.progress import Progress
 from util.run_folder import RunFolder
 

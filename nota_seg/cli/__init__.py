@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 import traceback
+from typing import Any
 
 import typer
 
@@ -26,8 +27,8 @@ from nota_seg.cli import (
 from util.errors import InputError
 
 # typer carries a click of its own from some release on: its exceptions are taken from where they surely are.
-UsageError = typer.BadParameter.__mro__[1]
-ClickException = typer.BadParameter.__mro__[2]
+UsageError: Any = typer.BadParameter.__mro__[1]
+ClickException: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="nota-seg",
