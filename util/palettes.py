@@ -10,23 +10,34 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _GOLDEN = 0.6180339887498949  # successive multiples modulo 1 stay far apart on the circle of hues
-# Lightness and saturation change with every round of hues, so that neighbours in hue still differ.
-_TONES = ((0.50, 0.85), (0.72, 0.60), (0.34, 0.70), (0.62, 0.95), (0.42, 0.40))
+# Lightness and saturation change with every step. Six of them, because hues that come close again are a Fibonacci
+# number of steps apart, and none below 144 is a multiple of six.
+_TONES = ((0.45, 0.90), (0.72, 0.60), (0.28, 0.70), (0.60, 0.95), (0.82, 0.75), (0.38, 0.45))
+_CANDIDATES = 24
 _TEXT_SIZE, _SWATCH, _GAP = 14, 14, 6  # pixels
+
+
+def _candidate(step: int) -> tuple[int, int, int]:
+    lightness, saturation = _TONES[step % len(_TONES)]
+    # A slow drift of the lightness, or colours would repeat with the hues.
+    lightness += 0.1 * ((step * _GOLDEN * _GOLDEN) % 1.0 - 0.5)
+    red, green, blue = colorsys.hls_to_rgb((step * _GOLDEN) % 1.0, lightness, saturation)
+    return round(red * 255), round(green * 255), round(blue * 255)
 
 
 @lru_cache(maxsize=32)
 def _colours(num_classes: int) -> bytes:
-    chosen: dict[tuple[int, int, int], None] = {}
-    step = 0
-    while len(chosen) < num_classes:
-        lightness, saturation = _TONES[step % len(_TONES)]
-        # A slow drift of the lightness keeps thousands of colours apart after rounding to bytes.
-        lightness = min(0.85, max(0.2, lightness + 0.1 * ((step * _GOLDEN * _GOLDEN) % 1.0 - 0.5)))
-        red, green, blue = colorsys.hls_to_rgb((step * _GOLDEN) % 1.0, lightness, saturation)
-        chosen.setdefault((round(red * 255), round(green * 255), round(blue * 255)))
-        step += 1
-    return bytes(value for colour in chosen for value in colour)
+    """Each colour is the one, among the next few of the sequence, that lies farthest from all before it."""
+    chosen = np.zeros((num_classes + 1, 3), dtype=np.int64)  # row 0 is black, which means "ignored"
+    count = step = 0
+    while count < num_classes:
+        candidates = np.array([_candidate(s) for s in range(step, step + _CANDIDATES)])
+        distances = np.abs(candidates[:, None] - chosen[None, : count + 1]).sum(axis=2).min(axis=1)
+        step += _CANDIDATES
+        if distances.max() > 0:  # with thousands of colours all candidates may be taken
+            count += 1
+            chosen[count] = candidates[distances.argmax()]
+    return chosen[1:].astype(np.uint8).tobytes()
 
 
 def palette(num_classes: int) -> np.ndarray:

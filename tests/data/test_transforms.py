@@ -1,0 +1,192 @@
+"""The crop is what resizing the whole picture first would give, and picture and mask stay together."""
+
+from __future__ import annotations
+
+import random
+
+import cv2
+import numpy as np
+import pytest
+
+from nota_seg.data.transforms import RandomScaleCrop, TrainTransform, build_extra, fit_factor, resize_for_eval
+from util.errors import InputError
+
+
+def ramps(height: int, width: int) -> np.ndarray:
+    """Channel 0 is the row, channel 1 the column, in source pixels (below 256)."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, np.zeros_like(rows)], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", [(180, 240), (240, 101), (64, 64)])
+@pytest.mark.parametrize("base", [None, (512, 128)])
+@pytest.mark.parametrize("seed", range(25))
+def test_crop_equals_resizing_the_whole(size: tuple[int, int], base: tuple[int, int] | None, seed: int) -> None:
+    image, crop = ramps(*size), (96, 80)
+    transform = RandomScaleCrop(crop, base, max_class_share=1.0)  # the first window is taken
+    transform.set_random_seed(seed)
+    label = image[..., 0] % 200
+    result = transform(image=image, mask=label)
+    y0, y1, x0, x1 = transform.params["cut"]
+    height, width = transform.params["size"]
+
+    # The same draws, the long way round: resize everything, then cut the window out.
+    draws = random.Random(seed)
+    factor = draws.uniform(0.5, 2.0) * (fit_factor(*size, base) if base else 1.0)
+    scaled = int(size[0] * factor + 0.5), int(size[1] * factor + 0.5)
+    whole = cv2.resize(image, scaled[::-1], interpolation=cv2.INTER_LINEAR)
+    top, left = draws.randint(0, scaled[0] - height), draws.randint(0, scaled[1] - width)
+    naive = whole[top : top + height, left : left + width].astype(float)
+    error = np.abs(result["image"][:height, :width].astype(float) - naive)
+    assert error.max() < 1.5, error.max()
+    assert error.mean() < 0.75
+    assert (result["image"][height:] == 0).all() and (result["mask"][height:] == 255).all()
+    assert (result["image"][:, width:] == 0).all() and (result["mask"][:, width:] == 255).all()
+    assert (height, width) == (min(96, scaled[0]), min(80, scaled[1])) and y1 <= size[0] and x1 <= size[1]
+    # In source pixels the picture's row and the mask's row agree.
+    rows = result["image"][:height, :width, 0].astype(int)
+    inside = rows < 199
+    assert np.abs(rows - result["mask"][:height, :width])[inside].max() <= 1
+
+
+def test_without_cutting_it_is_the_plain_resize() -> None:
+    image = ramps(50, 60)
+    transform = RandomScaleCrop((300, 300), scale=(1.5, 1.5))
+    result = transform(image=image, mask=image[..., 0])
+    assert np.array_equal(result["image"][:75, :90], cv2.resize(image, (90, 75), interpolation=cv2.INTER_LINEAR))
+
+
+def test_all_windows_are_reached() -> None:
+    image = ramps(100, 100)
+    transform = RandomScaleCrop((50, 50), scale=(1.0, 1.0))
+    tops = set()
+    for seed in range(400):
+        transform.set_random_seed(seed)
+        tops.add(int(transform(image=image, mask=image[..., 0])["image"][0, 0, 0]))
+    assert min(tops) == 0 and max(tops) == 50 and len(tops) > 45
+
+
+def test_one_pixel_and_thin_pictures() -> None:
+    for size in ((1, 1), (1, 200), (3, 2)):
+        image = np.zeros((*size, 3), dtype=np.uint8)
+        out, label = TrainTransform((32, 48), base_size=(64, 32))(image, image[..., 0], 3)
+        assert out.shape == (32, 48, 3) and label.shape == (32, 48)
+
+
+def test_no_class_covers_most_of_a_crop() -> None:
+    label = np.zeros((200, 200), dtype=np.uint8)
+    label[:, 150:] = 1  # a quarter; half of all windows see class 0 alone
+    image = np.zeros((200, 200, 3), dtype=np.uint8)
+
+    def share(limit: float) -> list[float]:
+        transform = RandomScaleCrop((50, 50), scale=(1.0, 1.0), max_class_share=limit)
+        shares = []
+        for seed in range(60):
+            transform.set_random_seed(seed)
+            crop = transform(image=image, mask=label)["mask"]
+            shares.append(float(np.bincount(crop.ravel()).max() / crop.size))
+        return shares
+
+    assert np.mean(np.array(share(0.75)) > 0.76) < 0.35 < 0.7 < np.mean(np.array(share(1.0)) > 0.76)
+
+
+def test_ignored_pixels_do_not_count_as_a_class() -> None:
+    label = np.full((80, 80), 255, dtype=np.uint8)
+    label[:4], label[4:8] = 1, 2
+    assert RandomScaleCrop((80, 80))._varied(label)
+    assert not RandomScaleCrop((80, 80))._varied(np.full((80, 80), 255, dtype=np.uint8))
+    assert not RandomScaleCrop((80, 80))._varied(np.zeros((80, 80), dtype=np.uint8))
+
+
+def test_picture_and_mask_stay_together_through_everything() -> None:
+    rows, columns = np.mgrid[:150, :200]
+    label = ((rows // 25 + columns // 25) % 2).astype(np.uint8)
+    image = np.repeat(label[..., None] * np.uint8(255), 3, axis=2)
+    transform = TrainTransform(
+        (96, 96), base_size=(300, 160), extra=[{"type": "Affine", "args": {"rotate": 20, "p": 1}}]
+    )
+    for seed in range(10):
+        out, mask = transform(image, label, seed)
+        inside = mask != 255
+        agree = (out[..., 0] > 110) == (mask == 1)
+        assert inside.mean() > 0.3 and agree[inside].mean() > 0.93
+        assert set(np.unique(mask)) <= {0, 1, 255}
+
+
+def test_the_seed_decides_everything() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    label = image[..., 0] % 5
+    extra = [{"type": "GridDropout", "args": {"p": 0.5}}, {"type": "GaussNoise", "args": {"p": 0.5}}]
+    first, second = (TrainTransform((64, 64), extra=extra) for _ in range(2))
+    expected = [first(image, label, seed) for seed in range(12)]
+    np.random.seed(5)  # the global state has no say
+    for seed in reversed(range(12)):
+        out, mask = second(image, label, seed)
+        assert np.array_equal(out, expected[seed][0]) and np.array_equal(mask, expected[seed][1])
+    assert len({out.tobytes() for out, _ in expected}) == 12
+
+
+def test_flip_does_not_follow_from_the_scale() -> None:
+    """With one seed for every transform, each would begin with the same number."""
+    image = ramps(100, 100)
+    transform = TrainTransform((400, 400), jitter=None)  # larger than any scaled picture: the scale can be read off
+    scales: dict[bool, list[int]] = {True: [], False: []}
+    for seed in range(300):
+        mask = transform(image, np.zeros((100, 100), np.uint8), seed)[1]
+        scales[bool(mask[0, 0] == 255)].append(int((mask[:, 200] == 0).sum() or (mask == 0).any(axis=1).sum()))
+    assert 100 < len(scales[True]) < 200
+    assert abs(np.mean(scales[True]) - np.mean(scales[False])) < 15
+
+
+def test_no_vertical_flip() -> None:
+    image = ramps(100, 100)
+    transform = TrainTransform((64, 64), scale=(1.0, 1.0), jitter=None)
+    for seed in range(30):
+        out, _ = transform(image, image[..., 0] % 3, seed)
+        assert out[0, 0, 0] < out[63, 0, 0]
+
+
+def test_the_inputs_are_not_written_to() -> None:
+    image = np.full((64, 64, 3), 90, dtype=np.uint8)
+    label = np.zeros((64, 64), dtype=np.uint8)
+    image.flags.writeable = label.flags.writeable = False
+    for seed in range(5):
+        TrainTransform((64, 64), scale=(1.0, 1.0))(image, label, seed)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"type": "GridDropuot"}, "did you mean 'GridDropout'"),
+        ({"type": "GridDropout", "args": {"ration": 0.5}}, "did you mean 'ratio'"),
+        ({"type": "GridDropout", "args": {"ratio": 7}}, "refuses GridDropout"),
+        ({"name": "GridDropout"}, "an extra transform is"),
+        ({"type": "Compose"}, "no albumentations transform 'Compose'"),
+        ({"type": "RandomCrop", "args": {"height": 8, "width": 8}}, "leave out those that resize or normalise"),
+        ({"type": "Normalize"}, "leave out those that resize or normalise"),
+    ],
+)
+def test_bad_extra_transforms(item: dict, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        TrainTransform((32, 32), extra=[item])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_borders_of_extra_transforms_are_ignored_pixels() -> None:
+    assert build_extra({"type": "Affine", "args": {"rotate": 30}}).fill_mask == 255
+    assert build_extra({"type": "Affine", "args": {"rotate": 30, "fill_mask": 1}}).fill_mask == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "base", "expected"),
+    [
+        ((480, 640), (2048, 512), (512, 683)),
+        ((640, 480), (2048, 512), (683, 512)),
+        ((100, 1000), (2048, 512), (205, 2048)),
+        ((512, 700), (2048, 512), (512, 700)),
+        ((123, 45), None, (123, 45)),
+    ],
+)
+def test_resize_for_eval(size: tuple[int, int], base: tuple[int, int] | None, expected: tuple[int, int]) -> None:
+    image = np.zeros((*size, 3), dtype=np.uint8)
+    assert resize_for_eval(image, base).shape[:2] == expected
