@@ -21,7 +21,6 @@ def verify(
     Example: `nota-seg data verify ADEChallengeData2016`
     """
     from imagenet_pretrain.data import open_images, verify_images
-
     from nota_seg.data.verify import verify as verify_segmentation
     from util.progress import Progress
 
