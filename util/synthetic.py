@@ -199,13 +199,13 @@ def _finish(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
 def _write(path: Path, image: np.ndarray) -> None:
     """(H, W, 3) RGB or (H, W); JPEG or PNG by suffix. The folder must exist."""
     stored = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    ok, data = cv2.imencode(".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png", stored, _PARAMETERS)
+    jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+    ok, data = cv2.imencode(
+        ".jpg" if jpeg else ".png", stored, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if jpeg else []
+    )
     if not ok:
         raise OSError(f"{path}: the picture could not be encoded")
     path.write_bytes(data.tobytes())
-
-
-_PARAMETERS = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
 
 
 def _new_folder(root: str | Path, name: str) -> Path:

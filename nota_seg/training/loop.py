@@ -196,23 +196,24 @@ def train(task: Task, config: Any, folder: RunFolder, accelerator: Accelerator, 
                 losses.zero_()
                 counted, since = 0, time.monotonic()
 
+            paused = time.monotonic()
             if done % eval_every == 0 or done == total:
                 result = task.evaluate(judged, accelerator, done)
                 numbers = {k: v for k, v in result.items() if isinstance(v, int | float)}
                 if is_main:
                     folder.log(step=done, epoch=round(done / per_epoch, 4), split="val", **numbers)
                 accelerator.log({f"val/{k}": v for k, v in numbers.items()}, step=done)
-                progress.say(f"step {done}: " + ", ".join(f"{k} {v:.4f}" for k, v in numbers.items()))
+                shown = (f"{k} {v:.4f}" for k, v in numbers.items() if isinstance(v, float))
+                progress.say(f"step {done}: " + ", ".join(shown))
                 if result[task.score] is not None and result[task.score] > best:
                     best = result[task.score]
                     if is_main:
                         save_model(judged, folder.path / "best", pth=getattr(config, "save_pth", False))
-                since = time.monotonic()
 
             stop = agree(stopped(), accelerator)
             if done % checkpoint_every == 0 or done == total or stop:
                 save()
-                since = time.monotonic()
+            since += time.monotonic() - paused  # speed is of training alone
             if stop and done < total:
                 raise Interrupted(
                     f"stopped after step {done} of {total}, nothing is lost; go on with: {resume_command()}"
