@@ -1,34 +1,37 @@
-"""Augmentation of the pre-training: timm's, as a function of a seed."""
+"""Augmentation of pre-training, by timm: every draw is a function of the picture's seed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from timm.data import Mixup, create_transform
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from util.errors import InputError
 from util.seed import seeded
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 class TrainTransform:
-    """Random resized crop, flip, RandAugment (or colour jitter), normalisation, random erasing.
+    """Random resized crop, flip, RandAugment or colour jitter, normalisation, random erasing with noise.
+
+    Bicubic resizing and per-pixel noise in erased boxes are DeiT's choices, whose recipe this is.
 
     Args:
-        input_size: Side of the result, pixels.
-        auto_augment: timm's notation, e.g. `rand-m9-mstd0.5-inc1` (arXiv 1909.13719); None for colour jitter instead.
-        color_jitter: Strength; timm leaves it out where `auto_augment` is on.
-        random_erasing: Probability (arXiv 1708.04896).
-        scale: Range of the crop's area.
-        hflip: Probability.
-        mean: Of the RGB picture scaled to 0..1.
-        std: Likewise.
+        input_size: Side of the result in pixels.
+        auto_augment: timm's notation, or None.
+        color_jitter: Strength of brightness, contrast and saturation. As in timm it acts only without `auto_augment`,
+            which has colour operations of its own.
+        random_erasing: Probability.
+        scale: Share of the picture's area that the crop takes, smallest and largest.
+        hflip: Probability of a horizontal flip.
+        mean: RGB, 0..1.
+        std: RGB, 0..1.
+
+    Raises:
+        InputError: timm does not understand `auto_augment`.
     """
 
     def __init__(
@@ -40,12 +43,12 @@ class TrainTransform:
         random_erasing: float = 0.25,
         scale: tuple[float, float] = (0.08, 1.0),
         hflip: float = 0.5,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
     ) -> None:
         try:
-            self._pipeline: Any = create_transform(
-                input_size,
+            self.transform = create_transform(
+                (3, input_size, input_size),
                 is_training=True,
                 auto_augment=auto_augment,
                 color_jitter=color_jitter or None,
@@ -57,47 +60,70 @@ class TrainTransform:
                 mean=tuple(mean),
                 std=tuple(std),
             )
-        except (AssertionError, KeyError, ValueError) as error:
+        except (AssertionError, KeyError, ValueError, TypeError, IndexError):
             raise InputError(
-                f"augment.auto_augment={auto_augment!r} is not timm's notation, e.g. rand-m9-mstd0.5-inc1 ({error})"
+                f"augment.auto_augment={auto_augment!r} is not timm's notation; e.g. rand-m9-mstd0.5-inc1, or null"
             ) from None
 
     def __call__(self, image: np.ndarray, seed: int) -> Tensor:
-        """(H, W, 3) uint8 to (3, S, S) float32; everything random follows from `seed`."""
-        with seeded(seed):  # timm and torchvision draw from the global generators
-            return self._pipeline(Image.fromarray(image))
+        """(H, W, 3) uint8 RGB -> (3, S, S) float32, normalised; the same seed gives the same result."""
+        with seeded(int(seed)):  # timm draws from Python's, NumPy's and torch's global generators
+            return self.transform(Image.fromarray(image))
 
 
 class EvalTransform:
-    """Resize the shorter side, crop the centre, normalise.
+    """Shorter side to input_size / crop_pct, bicubic, then the middle.
 
     Args:
-        input_size: Side of the result, pixels.
-        crop_pct: Share of the resized picture that the crop keeps. 1 by default: Tiny-ImageNet's 64 pixels are cut to
-            their object already, and a crop would cut into it.
-        mean: Of the RGB picture scaled to 0..1.
-        std: Likewise.
+        input_size: Side of the result in pixels.
+        crop_pct: Share of the side that is kept. 1.0 keeps everything: Tiny-ImageNet's pictures are already cropped
+            to 64 x 64, and the 0.875 that is usual for ImageNet would cut a quarter of so little away.
+        mean: RGB, 0..1.
+        std: RGB, 0..1.
+
+    Raises:
+        InputError: `crop_pct` is not in (0, 1].
     """
 
     def __init__(
         self,
         input_size: int,
-        *,
         crop_pct: float = 1.0,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        *,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
     ) -> None:
-        self._pipeline: Any = create_transform(
-            input_size, is_training=False, interpolation="bicubic", crop_pct=crop_pct, mean=tuple(mean), std=tuple(std)
+        if not 0 < crop_pct <= 1:
+            raise InputError(f"crop_pct={crop_pct}: must be above 0 and at most 1")
+        self.transform = create_transform(
+            (3, input_size, input_size),
+            interpolation="bicubic",
+            crop_pct=crop_pct,
+            mean=tuple(mean),
+            std=tuple(std),
         )
 
     def __call__(self, image: np.ndarray) -> Tensor:
-        """(H, W, 3) uint8 to (3, S, S) float32."""
-        return self._pipeline(Image.fromarray(image))
+        """(H, W, 3) uint8 RGB -> (3, S, S) float32, normalised."""
+        return self.transform(Image.fromarray(image))
 
 
-def make_mixup(mixup: float, cutmix: float, smoothing: float, num_classes: int) -> Mixup | None:
-    """timm's mixup (arXiv 1710.09412) and cutmix (1905.04899) for whole batches; None when both are off."""
-    if mixup <= 0 and cutmix <= 0:
+def make_mixup(mixup: float, cutmix: float, smoothing: float, num_classes: int, prob: float = 1.0) -> Mixup | None:
+    """Mixing of whole batches, which also smooths the labels: (x_BCHW, labels_B) -> (x_BCHW, targets_BK).
+
+    Args:
+        mixup: Alpha of mixup; 0 switches it off.
+        cutmix: Alpha of CutMix; 0 switches it off. With both on, every batch gets one of them.
+        smoothing: Label smoothing.
+        num_classes: K.
+        prob: Share of the batches that are mixed.
+
+    Returns:
+        None when nothing would be mixed; the smoothing is then the loss' work. It draws from NumPy's global generator
+        and wants an even batch.
+    """
+    if prob <= 0 or (mixup <= 0 and cutmix <= 0):
         return None
-    return Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=smoothing, num_classes=num_classes)
+    return Mixup(
+        mixup_alpha=mixup, cutmix_alpha=cutmix, prob=prob, label_smoothing=smoothing, num_classes=num_classes
+    )  # fmt: skip

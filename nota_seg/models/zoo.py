@@ -45,6 +45,12 @@ def bases() -> dict[str, Architecture]:
     return {name: architecture for family in FAMILIES.values() for name, architecture in family.items()}
 
 
+def family_of(name: str) -> str:
+    """The family of a model name, with or without changes."""
+    base, _ = parse_name(name)
+    return next(family for family, members in FAMILIES.items() if base in members)
+
+
 def changes() -> dict[str, Callable[[Architecture], None]]:
     """Every change that a name may carry, and what it does to an architecture."""
 

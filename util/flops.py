@@ -1,0 +1,190 @@
+"""Multiply-accumulates of any module, counted on a trace by fvcore; nothing that multiplies heavily goes uncounted.
+
+Counted: convolutions, linear layers, matrix and attention products, and, as fvcore does, norms and resizing. Not
+counted: what is one operation an element (activations, sums, pooling). Any other operator is reported by name and
+fails the count unless asked not to.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+Handler = Callable[[list[Any], list[Any]], Counter[str]]
+
+
+@dataclass
+class Cost:
+    """Of one forward pass.
+
+    Attributes:
+        params: Parameters.
+        macs: Multiply-accumulates.
+        by_operator: The same by operator: `conv`, `linear`, `matmul`, `attention`, and fvcore's `layer_norm`, ...
+        by_part: The same by submodule.
+        uncounted: Operators that nobody told us how to count, and how often they ran.
+    """
+
+    params: int
+    macs: int
+    by_operator: dict[str, int]
+    by_part: dict[str, int]
+    uncounted: dict[str, int]
+
+    @property
+    def attention(self) -> int:
+        """MACs of products between activations: attention and other matrix products without weights."""
+        return sum(self.by_operator.get(name, 0) for name in ("attention", "matmul"))
+
+
+class UncountedError(RuntimeError):
+    """A module ran an operator that the counter does not know."""
+
+
+def _shape(value: Any) -> list[int]:
+    return list(value.type().sizes() or [])
+
+
+def _conv(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    weight, out, transposed = _shape(inputs[1]), _shape(outputs[0]), inputs[6].toIValue()
+    # A transposed convolution meets each weight once an input position, a plain one once an output position.
+    positions = math.prod(_shape(inputs[0])[2:]) if transposed else math.prod(out[2:])
+    return Counter({"conv": out[0] * positions * math.prod(weight)})
+
+
+def _linear(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    return Counter({"linear": math.prod(_shape(inputs[0])) * _shape(inputs[1])[0]})
+
+
+def _addmm(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    return Counter({"linear": math.prod(_shape(inputs[1])) * _shape(inputs[2])[-1]})
+
+
+def _matmul(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    return Counter({"matmul": math.prod(_shape(outputs[0])) * _shape(inputs[0])[-1]})
+
+
+def _baddbmm(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    return Counter({"matmul": math.prod(_shape(outputs[0])) * _shape(inputs[1])[-1]})
+
+
+def _einsum(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    equation = inputs[0].toIValue().replace(" ", "")
+    operands = [_shape(v) for v in inputs[1].node().inputs()]
+    sizes: dict[str, int] = {}
+    for letters, shape in zip(equation.split("->")[0].split(","), operands, strict=True):
+        if "." in letters:
+            raise UncountedError(f"einsum {equation!r}: write out the dimensions behind '...' to have it counted")
+        sizes |= dict(zip(letters, shape, strict=True))
+    return Counter({"matmul": math.prod(sizes.values())})  # two operands: every combination of indices meets once
+
+
+def _attention(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    *batch, n, d = _shape(inputs[0])
+    m, value_d = _shape(inputs[1])[-2], _shape(inputs[2])[-1]
+    return Counter({"attention": math.prod(batch) * n * m * (d + value_d)})
+
+
+def _nothing(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    return Counter()
+
+
+COUNTED: dict[str, Handler] = {
+    "aten::_convolution": _conv,
+    "aten::linear": _linear,
+    "aten::addmm": _addmm,
+    "aten::matmul": _matmul,
+    "aten::mm": _matmul,
+    "aten::bmm": _matmul,
+    "aten::baddbmm": _baddbmm,
+    "aten::einsum": _einsum,
+    "aten::scaled_dot_product_attention": _attention,
+}
+# One operation an element or less. Norms and resizing are not here: fvcore counts those (5 an element for a LayerNorm,
+# 4 for a bilinear sample, ...), and so do the published figures that were made with it.
+FREE = """
+    abs adaptive_avg_pool1d adaptive_max_pool2d add add_ alias amax amin arange argmax avg_pool2d bernoulli bernoulli_
+    cat chunk clamp clamp_min clone constant_pad_nd contiguous copy_ cumsum detach div div_ dropout dropout_ elu empty
+    empty_like eq erf exp expand expand_as feature_dropout fill_ flatten flip full full_like gather ge gelu gt
+    hardsigmoid hardswish im2col index index_select le leaky_relu lerp linspace log log_softmax lt masked_fill max
+    max_pool2d maximum mean meshgrid min minimum mul mul_ ne neg new_empty new_zeros norm ones ones_like pad permute
+    pixel_shuffle pixel_unshuffle pow reciprocal relu relu_ remainder repeat repeat_interleave replication_pad2d
+    reflection_pad2d reshape roll rsqrt rsub select sigmoid sigmoid_ silu silu_ sin cos slice softmax softplus split
+    split_with_sizes sqrt squeeze stack sub sum swapaxes t tanh to topk transpose triu tril type_as unbind unflatten
+    unfold unsqueeze var var_mean view view_as where zeros zeros_like
+""".split()  # noqa: SIM905  (three screens as a list)
+
+
+class _Plain(nn.Module):
+    """Returns tensors where the module returns one of transformers' output classes, which cannot be traced."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Any:
+        out = self.module(x)
+        if isinstance(out, Tensor | tuple):
+            return out
+        if isinstance(out, list):
+            return tuple(out)
+        logits = getattr(out, "logits", None)
+        return logits if logits is not None else tuple(out.feature_maps)
+
+
+def count(
+    module: nn.Module, input_shape: Sequence[int] = (1, 3, 512, 512), *, parts: Sequence[str] = (), strict: bool = True
+) -> Cost:
+    """Count one forward pass in evaluation mode.
+
+    The module runs once before it is traced, so that what it computes once for a given set of weights (a folded
+    layer, say) and then keeps is not counted.
+
+    Args:
+        module: Takes a float tensor; its state and mode are left as they were. May live on the meta device.
+        input_shape: (B, C, H, W).
+        parts: Names of submodules to split the count by; what lies outside them is `rest`.
+        strict: Raise on uncounted operators.
+
+    Raises:
+        UncountedError: An operator is neither counted nor known to be cheap.
+    """
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    x = torch.zeros(tuple(input_shape), device=device)
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer remarks on every Python number
+            module(x)
+            analysis = FlopCountAnalysis(_Plain(module), x)
+            analysis.set_op_handle(**{f"aten::{name}": _nothing for name in FREE})
+            analysis.set_op_handle(**COUNTED)
+            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+            logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
+            by_module = {k: sum(v.values()) for k, v in analysis.by_module_and_operator().items()}
+            by_operator = analysis.by_module_and_operator()[""]
+            uncounted = {k: int(v) for k, v in analysis.unsupported_ops().items()}
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+    if strict and uncounted:
+        raise UncountedError(
+            f"operators that are not counted: {', '.join(f'{k} ({v} times)' for k, v in uncounted.items())}; give them "
+            "a handler in util/flops.py"
+        )
+    total = round(by_module[""])
+    by_part = {name: round(by_module.get(f"module.{name}", 0)) for name in parts}
+    if parts and total != sum(by_part.values()):
+        by_part["rest"] = total - sum(by_part.values())
+    params = sum(p.numel() for p in module.parameters())
+    return Cost(params, total, {k: round(v) for k, v in by_operator.items()}, by_part, uncounted)
