@@ -44,7 +44,7 @@ def read_state_dict(path: str | Path) -> State:
         reason = str(error).split("Please file")[0].strip().splitlines()
         wanted = next((line.strip() for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0])
         raise InputError(
-            f"{path} is refused, it is no plain weights file: {wanted[:200]}; save its state_dict alone, or as safetensors"
+            f"{path} is refused, it asks for more than tensors: {wanted[:200]}; save its state_dict alone"
         ) from None
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         text = " ".join(str(error).split())[:120]

@@ -1,0 +1,119 @@
+"""Names, overrides, configurations, Auto classes."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import nota_seg
+from nota_seg.models.zoo import changes, parse_name
+from util.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("segformer-b0", 3.753), ("segformer-b1", 13.716), ("segformer-b2", 27.462), ("segformer-b5", 84.7)],
+)
+def test_published_parameters(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        model = nota_seg.create_model(name)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(
+        millions, abs=0.0006 if millions < 80 else 0.1
+    )
+
+
+@pytest.mark.parametrize("pair", itertools.permutations(changes(), 2), ids="-".join)
+def test_every_pair_of_changes_builds(pair: tuple[str, str]) -> None:
+    with torch.device("meta"):
+        model = nota_seg.create_model("segformer-b0-" + "-".join(pair), num_labels=2)
+    assert model.config.zoo_name == "segformer-b0-" + "-".join(pair)
+
+
+def test_tasks_and_their_outputs() -> None:
+    from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput, SemanticSegmenterOutput
+
+    x = torch.randn(1, 3, 50, 70)
+    out = nota_seg.create_model("segformer-b0", num_labels=7)(x, labels=torch.zeros(1, 50, 70).long())
+    assert isinstance(out, SemanticSegmenterOutput) and out.logits.shape == (1, 7, 13, 18) and out.loss.ndim == 0
+    out = nota_seg.create_model("segformer-b0", task="classification", num_labels=7)(x, labels=torch.tensor([1]))
+    assert isinstance(out, ImageClassifierOutput) and out.logits.shape == (1, 7) and out.loss.ndim == 0
+    out = nota_seg.create_model("segformer-b0", task="backbone")(x)
+    assert isinstance(out, BackboneOutput)
+    assert [tuple(f.shape[1:]) for f in out.feature_maps] == [(32, 13, 18), (64, 7, 9), (160, 4, 5), (256, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: nota_seg.create_model("segfomer-b0"), "did you mean 'segformer-b0'"),
+        (lambda: nota_seg.create_model("segformer-b0-pol"), "did you mean 'pool'"),
+        (lambda: nota_seg.create_model("segformer-b0", task="segment"), "did you mean 'segmentation'"),
+        (lambda: nota_seg.create_model("segformer-b0", num_labels=0), "at least 1"),
+        (lambda: nota_seg.create_model("segformer-b0", mixerz="pool"), "did you mean 'mixers'"),
+        (lambda: nota_seg.create_model("segformer-b0", dims=[1, 2]), "4 stages"),
+        (lambda: nota_seg.create_model("segformer-b0", heads=3), "3 heads do not divide 32"),
+        (lambda: nota_seg.create_model("segformer-b0", depth=0), "at least 1"),
+        (lambda: nota_seg.create_model("segformer-b0", drop_path_rate=1.5), "drop_path_rate"),
+        (lambda: nota_seg.create_model("segformer-b0", mixer={"name": "pool", "size": 4}), "odd"),
+        (lambda: nota_seg.list_models("segfromer"), "did you mean 'segformer'"),
+        (lambda: nota_seg.NotaSegConfig(stages=[]), "at least one stage"),
+        (lambda: nota_seg.NotaSegConfig(stages=[{"depth": 1, "dim": 8, "strid": 4}]), "did you mean 'stride'"),
+    ],
+)
+def test_mistakes_name_the_fix(make: object, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        make()  # type: ignore[operator]
+
+
+def test_overrides_keep_what_they_do_not_name() -> None:
+    model = nota_seg.create_model("segformer-b0", mixers=["sra", "pool", "sra", "sra"], decoder={"dropout": 0.0})
+    assert [s["mixer"] for s in model.config.stages] == [
+        {"name": "sra", "ratio": 8}, {"name": "pool"}, {"name": "sra", "ratio": 2}, {"name": "sra", "ratio": 1},
+    ]  # fmt: skip
+    assert model.config.decoder == {"name": "mlp", "dim": 256, "dropout": 0.0}
+    assert parse_name("segformer-b0-pool-fpn") == ("segformer-b0", ["pool", "fpn"])
+
+
+def test_names_that_are_listed_build() -> None:
+    for name in nota_seg.list_models():
+        with torch.device("meta"):
+            nota_seg.create_model(name, num_labels=2)
+
+
+def test_drop_path_rises_from_zero() -> None:
+    model = nota_seg.create_model("segformer-b0", drop_path_rate=0.7)
+    rates = [b.skip1.drop_path.drop_prob for s in model.encoder.stages for b in s.blocks]
+    assert rates == pytest.approx([0.1 * i for i in range(8)])
+
+
+def test_initialisation_is_the_published_one() -> None:
+    torch.manual_seed(0)
+    model = nota_seg.create_model("segformer-b2")
+    stage = model.encoder.stages[2]
+    assert stage.blocks[0].mixer.q.weight.std() == pytest.approx(0.02, rel=0.1)
+    depthwise = stage.blocks[0].feedforward.dwconv
+    assert depthwise.weight.std() == pytest.approx((2 / 9) ** 0.5, rel=0.05)
+    assert stage.blocks[0].mixer.q.bias.abs().max() == 0
+    assert stage.norm.eps == 1e-6 and stage.stem.norm.eps == 1e-5
+
+
+def test_auto_classes_know_us_after_one_import(tmp_path: Path) -> None:
+    nota_seg.create_model("segformer-b0-pool", num_labels=3).save_pretrained(tmp_path / "segmentation")
+    nota_seg.create_model("segformer-b0-pool", "classification", 3).save_pretrained(tmp_path / "classification")
+    for order in ("import nota_seg, transformers", "import transformers, nota_seg"):
+        code = f"""
+{order}
+from transformers import (AutoConfig, AutoImageProcessor, AutoModelForImageClassification,
+                          AutoModelForSemanticSegmentation)
+assert AutoConfig.from_pretrained({str(tmp_path / "segmentation")!r}).zoo_name == "segformer-b0-pool"
+assert AutoModelForSemanticSegmentation.from_pretrained({str(tmp_path / "segmentation")!r}).config.num_labels == 3
+assert AutoModelForImageClassification.from_pretrained({str(tmp_path / "classification")!r}).config.num_labels == 3
+assert AutoImageProcessor.from_pretrained({str(tmp_path / "segmentation")!r}).size["shortest_edge"] == 512
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]

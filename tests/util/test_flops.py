@@ -1,0 +1,77 @@
+"""The counter against hands and against the published table."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import nota_seg
+from nota_seg.flops import cost, format_cost, model_table
+from util.flops import UncountedError, count
+
+
+class Fn(nn.Module):
+    def __init__(self, function: object) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("module", "macs"),
+    [
+        (nn.Conv2d(3, 8, 3, padding=1), 3 * 8 * 9 * 64),
+        (nn.Conv2d(3, 6, 3, padding=1, groups=3), 6 * 9 * 64),
+        (nn.ConvTranspose2d(3, 5, 2, stride=2), 3 * 5 * 4 * 64),
+        (nn.Linear(8, 4), 3 * 8 * 8 * 4),
+        (Fn(lambda x: x @ x.transpose(2, 3)), 3 * 8 * 8 * 8),
+        (Fn(lambda x: torch.einsum("bchw,bcvw->bchv", x, x)), 3 * 8 * 8 * 8),
+        (Fn(lambda x: F.scaled_dot_product_attention(x, x[:, :, :4], x[:, :, :4, :2])), 3 * 8 * 4 * (8 + 2)),
+        (Fn(lambda x: F.gelu(x) * 2 + x.sigmoid()), 0),
+    ],
+    ids=["conv", "depth-wise", "transposed", "linear", "matmul", "einsum", "attention", "elementwise"],
+)
+def test_by_hand(module: nn.Module, macs: int) -> None:
+    assert count(module, (1, 3, 8, 8)).macs == macs
+
+
+def test_an_unknown_operator_fails_the_count() -> None:
+    module = Fn(lambda x: torch.linalg.matrix_exp(x))
+    with pytest.raises(UncountedError, match=r"linalg_matrix_exp \(1 times\)"):
+        count(module, (1, 3, 8, 8))
+    assert count(module, (1, 3, 8, 8), strict=False).uncounted == {"aten::linalg_matrix_exp": 1}
+
+
+def test_state_and_mode_are_left_alone() -> None:
+    model = nota_seg.create_model("segformer-b0", num_labels=3).train()
+    model.decoder.eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    cost(model, (64, 64))
+    assert model.training and not model.decoder.training
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "layers_alone"),
+    [("segformer-b0", 8.48, None), ("segformer-b1", 16.00, None), ("segformer-b2", 62.61, 58.576)],
+)
+def test_the_published_table(name: str, reference: float, layers_alone: float | None) -> None:
+    result = cost(nota_seg.create_model(name))
+    assert result["macs_reference"] / 1e9 == pytest.approx(reference, rel=0.01)
+    if layers_alone is not None:
+        assert result["macs_reference_without_attention"] / 1e9 == pytest.approx(layers_alone, rel=0.005)
+        assert result["macs"] / 1e9 == pytest.approx(24.0, rel=0.005)
+    assert result["flops"] == 2 * result["macs"] and sum(result["by_part"].values()) == result["macs"]
+    assert f"{result['params'] / 1e6:.3f}" in format_cost(result)
+
+
+def test_the_table_multiplies_blocks_exactly() -> None:
+    for row in model_table(["segformer-b1", "segformer-b0-pool-fpn"]):
+        result = cost(nota_seg.create_model(row["name"]))
+        assert row["params"] == result["params"]
+        assert row["gmacs"] == round(result["macs"] / 1e9, 3)
+        assert row["gmacs_reference"] == round(result["macs_reference"] / 1e9, 3)
