@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,7 +19,8 @@ def upsampled_cross_entropy(
         weight: (K) weight of each class; the mean is weighted, as in torch.
     """
     labels = labels.long()
-    logits = F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear", align_corners=False)
+    dtype = torch.promote_types(logits.dtype, torch.float32)  # sums over a picture need more than half precision
+    logits = F.interpolate(logits.to(dtype), size=labels.shape[1:], mode="bilinear", align_corners=False)
     total = F.cross_entropy(logits, labels, weight=weight, ignore_index=ignore_index, reduction="sum")
     valid = labels != ignore_index
     count = valid.sum() if weight is None else weight[labels[valid]].sum()

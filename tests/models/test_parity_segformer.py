@@ -132,13 +132,14 @@ def test_the_head_in_the_textbook_order_is_equal(name: str) -> None:
             theirs = model(x).logits
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
     grads = []
+    model, x = model.double(), x.double()  # in float32 a ReLU may fall to the other side of zero
     for book in (False, True):
         model.train().zero_grad()
         model.decoder.textbook, model.decoder.dropout.p = book, 0.0
         torch.manual_seed(0)
         model(x, labels=torch.zeros(2, 97, 130).long()).loss.backward()
         grads.append(model.decoder.fuse.weight.grad.clone())
-    assert (grads[0] - grads[1]).abs().max() <= 1e-4 * grads[1].abs().max()
+    assert (grads[0] - grads[1]).abs().max() <= 1e-9 * grads[1].abs().max()
 
 
 def test_the_folded_head_follows_its_weights() -> None:
