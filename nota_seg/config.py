@@ -6,6 +6,7 @@ Precedence, weakest first: the defaults here (the recipes), `--config FILE`, nam
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -175,7 +176,7 @@ def build(
         options: Dotted keys to values; None means "not given".
         sets: `key=value` strings, the value in YAML.
     """
-    values: dict[str, Any] = cls().model_dump() if base is None else dict(base)
+    values: dict[str, Any] = cls().model_dump() if base is None else deepcopy(dict(base))
     if file is not None:
         _merge(values, load_yaml(file), cls, str(file))
     for key, value in (options or {}).items():

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import cv2
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -66,6 +67,8 @@ def make_accelerator(train: TrainSection, folder: Path, *, cpu: bool = False) ->
         precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "no"
     if precision == "fp16" and not on_gpu:
         raise InputError("train.precision=fp16 needs a GPU (its loss scaling does); use bf16 or no on a CPU")
+    # accelerate keeps its first state for the life of the process; a second run in it may want another precision.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     tracker = None if train.tracker == "none" else train.tracker
     return Accelerator(mixed_precision=precision, cpu=cpu or None, log_with=tracker, project_dir=str(folder))
 
