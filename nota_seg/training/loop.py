@@ -70,7 +70,7 @@ def make_accelerator(train: TrainSection, folder: Path, *, cpu: bool = False) ->
     # accelerate keeps its first state for the life of the process; a second run in it may want another precision.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     tracker = None if train.tracker == "none" else train.tracker
-    return Accelerator(mixed_precision=precision, cpu=cpu or None, log_with=tracker, project_dir=str(folder))
+    return Accelerator(mixed_precision=precision, cpu=not on_gpu, log_with=tracker, project_dir=str(folder))
 
 
 def train(task: Task, config: Any, folder: RunFolder, accelerator: Accelerator, *, resume: bool) -> dict[str, Any]:
@@ -96,7 +96,9 @@ def train(task: Task, config: Any, folder: RunFolder, accelerator: Accelerator, 
 
     # Model, optimiser, schedule, average.
     lr = config.optim.lr * (per_step / config.optim.lr_per_pictures if config.optim.lr_per_pictures else 1.0)
-    model = task.model.to(accelerator.device)
+    model: Any = task.model.to(accelerator.device)
+    if world > 1 and accelerator.device.type == "cuda":  # the decoder's statistics are of the whole step, as published
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     ema = ModelEmaV3(model, decay=settings.ema, foreach=True) if settings.ema else None
     raw_optimizer = build_optimizer(model, config.optim, lr)
     schedule = build_schedule(raw_optimizer, config.optim, total, per_epoch)
