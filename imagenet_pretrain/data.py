@@ -133,7 +133,7 @@ class ImageSource:
         layout: Where they were found, in words.
         root: The folder, file or hub id.
         classes: Names (wnids) of the classes that the training pictures have, sorted, so that a class has the same
-            label whichever layout the set is read from; whole numbers are sorted as numbers. A label is a position here.
+            label whichever layout the set is read from; whole numbers sort as numbers. A label is a position in it.
         class_names: The first synonym of `words.txt` where there is one, otherwise the class itself.
         splits: Number of pictures in `train` and in `val`.
     """
@@ -382,8 +382,11 @@ def _annotated(root: str, found: list[str], file: str, annotations: str) -> tupl
         if len(fields) < 2:
             raise InputError(f"{root}: {file} line {number} is not `picture, tab, class`; take the publisher's file")
         classes[fields[0].strip()] = fields[1].strip()
-    for missing, what in ((classes.keys() - names.keys(), "listed but not there"), (names.keys() - classes.keys(),
-                                                                                   "there but not listed")):  # fmt: skip
+    differences = {
+        "listed but not there": classes.keys() - names.keys(),
+        "there but not listed": names.keys() - classes.keys(),
+    }
+    for what, missing in differences.items():
         if missing:
             raise InputError(f"{root}: {min(missing)} is {what} ({len(missing)} such) by {file}; unpack the set again")
     return [names[name] for name in classes], list(classes.values())

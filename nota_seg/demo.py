@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from util.synthetic import draw_ade20k, draw_tiny_imagenet
 
 from nota_seg.config import FinetuneConfig, PretrainConfig, build
 from nota_seg.data.sources import SegmentationSource, open_source
@@ -28,10 +27,11 @@ from nota_seg.predict import predict
 from util.errors import InputError
 from util.files import write_json, write_text
 from util.run_folder import RunFolder
+from util.synthetic import draw_ade20k, draw_tiny_imagenet
 
 MODEL = "segformer-b0"
 COMMON = ["train.workers=1", "train.tracker=none", "train.log_every=20"]
-PRETRAIN_STEPS, FINETUNE_STEPS = 240, 120
+PRETRAIN_STEPS, FINETUNE_STEPS = 600, 150
 
 
 def demo(
@@ -71,9 +71,9 @@ def demo(
             "train.max_steps": pretrain_steps,
         },
         sets=[
-            *COMMON, "train.batch_size=32", "train.eval_every=120", "train.checkpoint_every=120", "data.repeats=1",
+            *COMMON, "train.batch_size=32", "train.eval_every=200", "train.checkpoint_every=200", "data.repeats=1",
             "augment.auto_augment=null", "augment.random_erasing=0", "augment.mixup=0", "augment.cutmix=0",
-            "augment.min_area=0.5", "optim.lr=0.016", "model.drop_path_rate=0",
+            "augment.min_area=0.8", "augment.label_smoothing=0", "optim.lr=0.008", "model.drop_path_rate=0",
         ],
     )  # fmt: skip
     encoder = pretrain(settings, RunFolder(output / "pretrain"), cpu=True)

@@ -241,8 +241,14 @@ def draw_shape(rng: np.random.Generator, name: str, size: int) -> tuple[np.ndarr
     spare = size / 2 - radius
     centre = (size / 2 + rng.uniform(-spare, spare), size / 2 + rng.uniform(-spare, spare))
     layer = _paint(
-        rng, name, full, centre=centre, period=rng.uniform(6, 13), angle=rng.uniform(0, np.pi), colours=_two_colours(rng)
-    )  # fmt: skip
+        rng,
+        name,
+        full,
+        centre=centre,
+        period=rng.uniform(6, 13),
+        angle=rng.uniform(0, np.pi),
+        colours=_two_colours(rng),
+    )
     mask = _polygon(full, _outline(rng, centre, radius))
     picture = _finish(rng, _lay_over(background, layer, mask, shadow=0.35))
     rows, columns = np.flatnonzero((mask > 0.5).any(axis=1)), np.flatnonzero((mask > 0.5).any(axis=0))
