@@ -21,10 +21,10 @@ class TrainTransform:
 
     Args:
         input_size: Side of the result in pixels.
-        auto_augment: timm's notation, or None.
+        auto_augment: timm's notation of RandAugment (arXiv 1909.13719) and its like, or None.
         color_jitter: Strength of brightness, contrast and saturation. As in timm it acts only without `auto_augment`,
             which has colour operations of its own.
-        random_erasing: Probability.
+        random_erasing: Probability (arXiv 1708.04896).
         scale: Share of the picture's area that the crop takes, smallest and largest.
         hflip: Probability of a horizontal flip.
         mean: RGB, 0..1.
@@ -112,8 +112,8 @@ def make_mixup(mixup: float, cutmix: float, smoothing: float, num_classes: int, 
     """Mixing of whole batches, which also smooths the labels: (x_BCHW, labels_B) -> (x_BCHW, targets_BK).
 
     Args:
-        mixup: Alpha of mixup; 0 switches it off.
-        cutmix: Alpha of CutMix; 0 switches it off. With both on, every batch gets one of them.
+        mixup: Alpha of mixup (arXiv 1710.09412); 0 switches it off.
+        cutmix: Alpha of CutMix (arXiv 1905.04899); 0 switches it off. With both on, every batch gets one of them.
         smoothing: Label smoothing.
         num_classes: K.
         prob: Share of the batches that are mixed.
@@ -124,6 +124,4 @@ def make_mixup(mixup: float, cutmix: float, smoothing: float, num_classes: int, 
     """
     if prob <= 0 or (mixup <= 0 and cutmix <= 0):
         return None
-    return Mixup(
-        mixup_alpha=mixup, cutmix_alpha=cutmix, prob=prob, label_smoothing=smoothing, num_classes=num_classes
-    )  # fmt: skip
+    return Mixup(mixup, cutmix, prob=prob, label_smoothing=smoothing, num_classes=num_classes)

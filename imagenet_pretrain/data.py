@@ -152,7 +152,7 @@ class ImageSource:
         for split in SPLIT_FOLDERS:
             if split not in parts or not len(parts[split].keys):
                 raise InputError(f"{root}: no {split} pictures; looked for {LOOKED_FOR}")
-        self.classes = sorted(set(parts["train"].keys), key=lambda k: (int(k), "") if k.isdigit() else (0, k))
+        self.classes = sorted(set(parts["train"].keys), key=lambda k: (int(k), "") if k.isdecimal() else (0, k))
         self.class_names = [words.get(c, c) for c in self.classes]
         numbers = {c: i for i, c in enumerate(self.classes)}
         for c in expected:
@@ -230,7 +230,7 @@ def open_images(path: str | Path, *, limit_per_class: int | None = None) -> Imag
     """
     if limit_per_class is not None and limit_per_class < 1:
         raise InputError(f"limit_per_class={limit_per_class}: must be 1 or more")
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists():
         # data/tiny with data/ in place is a mistyped folder, not something to ask the network about.
         if _HUB_ID.fullmatch(path.as_posix()) and not path.parent.exists():
@@ -281,7 +281,7 @@ def _open_tree(root: Path, limit: int | None) -> ImageSource:
     def walk(top: str) -> list[str]:
         return sorted(
             Path(folder, name).relative_to(root).as_posix()
-            for folder, _, names in os.walk(root / top)
+            for folder, _, names in os.walk(root / top, followlinks=True)
             for name in names
             if _is_picture(name)
         )

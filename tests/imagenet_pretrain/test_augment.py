@@ -56,7 +56,7 @@ def test_erasing_and_flips_are_seen() -> None:
 
 
 def test_wrong_notation_is_named() -> None:
-    with pytest.raises(InputError, match="augment.auto_augment='nonsense'"):
+    with pytest.raises(InputError, match=r"augment\.auto_augment='nonsense'"):
         TrainTransform(32, auto_augment="nonsense")
 
 
@@ -83,13 +83,13 @@ def test_mixup_targets(mixup: float, cutmix: float) -> None:
     mix = make_mixup(mixup, cutmix, 0.1, 5)
     assert mix is not None
     images, labels = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
-    with seeded(1):
+    with seeded(4):
         mixed, targets = mix(images.clone(), labels)
     assert mixed.shape == images.shape
     assert targets.shape == (4, 5)
     assert torch.allclose(targets.sum(1), torch.ones(4))
     assert targets.min() >= 0.1 / 5 - 1e-6
-    with seeded(1):
+    with seeded(4):
         again, _ = mix(images.clone(), labels)
     assert mixed.equal(again)
     assert not mixed.equal(images)
