@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: venv
 	$(BIN)/nota-seg demo --output-dir demo-output --overwrite
 
+# Two processes of one thread each: more threads than cores wait for each other.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: venv
 	$(BIN)/python -m pytest -m "not slow"
