@@ -67,8 +67,12 @@ def test_saved_and_loaded_by_auto_class(kind: str, name: str, tmp_path: Path) ->
     model.save_pretrained(tmp_path)
     again = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).eval()
     x = torch.randn(1, 3, 65, 97)
+    before, after = model.state_dict(), again.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
     with torch.no_grad():
-        assert torch.equal(model(x).logits, again(x).logits)
+        logits = model(x).logits
+        # Loaded weights may lie elsewhere in memory, and a kernel's last bit depends on their alignment.
+        assert (again(x).logits - logits).abs().max() <= 1e-5 * logits.abs().max()
     assert again.config.to_dict()["stages"] == model.config.to_dict()["stages"]
 
 
