@@ -80,7 +80,11 @@ class NotaSegPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Linear: truncated normal; convolution: normal with variance 2 / fan_out (fan_out divided by the groups)."""
         # transformers.initialization would skip what a checkpoint has already filled; the flag does the same here.
-        if isinstance(module, nn.Linear):
+        if hasattr(module, "init_own_weights"):
+            # A component with parameters of its own kind (a scale, a bias table) says itself how they start. It must
+            # own them directly: transformers passes modules by that have no parameter or buffer of their own.
+            module.init_own_weights()
+        elif isinstance(module, nn.Linear):
             if not getattr(module.weight, "_is_hf_initialized", False):
                 nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -92,9 +96,6 @@ class NotaSegPreTrainedModel(PreTrainedModel):
                 nn.init.ones_(module.weight)
             if isinstance(module, nn.BatchNorm2d) and not getattr(module.running_mean, "_is_hf_initialized", False):
                 module.reset_running_stats()
-        elif hasattr(module, "init_own_weights"):
-            # A component with parameters of its own kind (a scale, a bias table) says itself how they start.
-            module.init_own_weights()
         bias = getattr(module, "bias", None)
         if isinstance(bias, nn.Parameter) and not getattr(bias, "_is_hf_initialized", False):
             nn.init.zeros_(bias)

@@ -58,6 +58,18 @@ class PositionMixing(nn.Module):
         return (mixed_nPhd + self.bias.view(self.heads, P).T[:, :, None]).reshape(n, P, C)
 
 
+class ZeroBatchNorm(nn.BatchNorm2d):
+    """BatchNorm whose scale starts from 0, so that the branch before it starts as nothing."""
+
+    @torch.no_grad()
+    def init_own_weights(self) -> None:
+        """Only what no checkpoint has filled."""
+        if not getattr(self.weight, "_is_hf_initialized", False):
+            nn.init.zeros_(self.weight)
+        if not getattr(self.running_mean, "_is_hf_initialized", False):
+            self.reset_running_stats()
+
+
 class LargeWindowAttention(nn.Module):
     """Every window of F attends to its pooled surroundings; added to F.
 
@@ -81,13 +93,7 @@ class LargeWindowAttention(nn.Module):
         self.k = nn.Linear(dim, inner)
         self.v = nn.Linear(dim, inner)
         self.proj = nn.Conv2d(inner, dim, kernel_size=1, bias=False)
-        self.norm = nn.BatchNorm2d(dim)
-
-    @torch.no_grad()
-    def init_own_weights(self) -> None:
-        """The attention starts as the identity."""
-        if not getattr(self.norm.weight, "_is_hf_initialized", False):
-            nn.init.zeros_(self.norm.weight)
+        self.norm = ZeroBatchNorm(dim)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         H, W = x_BCHW.shape[2:]
