@@ -14,13 +14,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nota_seg.models import create_config, create_model
+from nota_seg.models import StageConfig, create_config, create_model, list_models
+from nota_seg.models.blocks.next_convolution import NextConvolutionBlock
+from nota_seg.models.blocks.next_transformer import NextTransformerBlock
 from nota_seg.models.decoders.fpn import FPN
 from nota_seg.models.decoders.hamburger import NMF, Hamburger
 from nota_seg.models.decoders.lawin import LawinASPP
 from nota_seg.models.decoders.uper import UPerNet
 from nota_seg.models.modeling import textbook
 from nota_seg.models.registry import DECODERS
+from nota_seg.models.stems.next import PatchEmbedding
 from util.errors import InputError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -290,7 +293,16 @@ def millions(model: nn.Module) -> float:
     return round(sum(p.numel() for p in model.parameters()) / 1e6, 3)
 
 
-@pytest.mark.parametrize(("name", "expected"), [("segformer-b2-lawin", 30.253)])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("segformer-b2-lawin", 30.253),
+        ("segnext-t", 4.263),
+        ("segnext-s", 13.933),
+        ("segnext-b", 27.636),
+        ("nota-lite", 7.355),
+    ],
+)
 def test_params(name: str, expected: float) -> None:
     with torch.device("meta"):
         assert millions(create_model(name)) == expected
@@ -299,3 +311,233 @@ def test_params(name: str, expected: float) -> None:
 def test_decoder_names_parse() -> None:
     for name in SMALL:
         assert create_config(f"segformer-b0-{name}").decoder == {"name": name}
+
+
+# Next-ViT: blocks, encoder
+
+
+def next_rules() -> list[tuple[str, str]]:
+    return [
+        (r"e_mhsa\.", "attention."),
+        (r"group_conv3x3", "conv"),
+        (r"mhca\.projection", "mhca.proj"),
+        (r"mlp\.conv", "mlp.fc"),
+        (r"patch_embed\.", "patch."),
+        (r"projection\.(conv|norm)", r"project.\1"),
+    ]
+
+
+def channels_last(x_BCHW: Tensor) -> Tensor:
+    return x_BCHW.permute(0, 2, 3, 1).contiguous()
+
+
+def test_next_convolution_block() -> None:
+    vectors = Vectors("nextvit_ncb")
+    block = nn.Sequential(PatchEmbedding(8, 16, stride=2), NextConvolutionBlock(16, 16, 0.0, 1e-5, head_dim=8))
+    rules = [*next_rules(), (r"^patch\.", "0."), (r"^(?!0\.)", "1.")]
+    load(block, vectors.renamed(rules))
+    out = block[1](channels_last(block[0](vectors.inputs[0])))
+    assert_close(out.permute(0, 3, 1, 2), vectors.outputs[0])
+
+
+def test_next_transformer_block() -> None:
+    vectors = Vectors("nextvit_ntb")
+    block = NextTransformerBlock(16, 40, 0.0, 1e-5, ratio=2, head_dim=8)
+    # The published block halves the map in its patch embedding; ours does so in the stage's stem alone.
+    block.patch.stride = 2
+    load(block, vectors.renamed(next_rules()))
+    assert_close(block(channels_last(vectors.inputs[0])).permute(0, 3, 1, 2), vectors.outputs[0])
+
+
+def tiny_nextvit(norm: str) -> nn.Module:
+    ncb = {"name": "ncb", "dim": 16, "head_dim": 8}
+
+    def ntb(ratio: int) -> dict:
+        return {"name": "ntb", "dim": 40, "head_dim": 8, "ratio": ratio}
+
+    stem = {"name": "next", "widths": [16, 8, 16]}
+    stages = [
+        dict(depth=1, dim=16, stride=4, stem=stem, blocks=[ncb], norm=norm),
+        dict(depth=2, dim=40, stride=2, stem="next", blocks=[ncb, ntb(4)], norm=norm),
+        dict(depth=5, dim=40, stride=2, stem="next", blocks=[ncb, ncb, ncb, ncb, ntb(2)], norm=norm),
+        dict(depth=2, dim=40, stride=2, stem="next", blocks=[ncb, ntb(1)], norm="batch"),
+    ]
+    return create_model("nextvit-s", "backbone", stages=stages, layer_norm_eps=1e-5, drop_path_rate=0)
+
+
+FIRST_BLOCKS = (0, 1, 3, 8)  # of each stage of the vectors, in the published numbering over all stages
+
+
+def next_state(vectors: Vectors) -> dict[str, Tensor]:
+    def place(match: re.Match) -> str:
+        number = int(match[1])
+        stage = max(i for i, first in enumerate(FIRST_BLOCKS) if first <= number)
+        if number == FIRST_BLOCKS[stage] and match[2].startswith("patch."):
+            return f"encoder.stages.{stage}.stem.{match[2]}"
+        return f"encoder.stages.{stage}.blocks.{number - FIRST_BLOCKS[stage]}.{match[2]}"
+
+    return vectors.renamed(
+        [
+            *next_rules(),
+            (r"^stem\.(\d)\.conv", r"encoder.stages.0.stem.convs.\1.0"),
+            (r"^stem\.(\d)\.norm", r"encoder.stages.0.stem.convs.\1.1"),
+            (r"^features\.(\d+)\.(.*)", place),  # type: ignore[list-item]
+            (r"^extra_norm_list\.(\d)", r"encoder.stages.\1.norm"),
+            (r"^norm\.", "encoder.stages.3.norm."),
+        ],
+        drop=r"extra_norm_list\.3",
+    )
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_nextvit(norm: str) -> None:
+    vectors = Vectors("nextvit_full")
+    model = tiny_nextvit(norm)
+    state = next_state(vectors)
+    if norm == "none":
+        # Published segmentation without the extra norms has none after the last stage either.
+        state = {k: v for k, v in state.items() if not re.search(r"stages\.\d\.norm", k)}
+        model.encoder.stages[3].norm = nn.Identity()
+    load(model, state)
+    maps = model(vectors.inputs[0]).feature_maps
+    for ours, reference in zip(maps, vectors.outputs[:4] if norm == "batch" else vectors.outputs[4:], strict=True):
+        assert_close(ours, reference)
+
+
+def test_nextvit_against_timm() -> None:
+    """The whole of Next-ViT-S as timm has it, random weights and statistics."""
+    import timm
+
+    torch.manual_seed(0)
+    reference = timm.create_model("nextvit_small", num_classes=7)
+    for module in reference.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            nn.init.uniform_(module.weight, 0.8, 1.2)
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.8, 1.2)
+    ours = create_model("nextvit-s", "classification", num_labels=7)
+    state = {}
+    for key, value in reference.state_dict().items():
+        for pattern, replacement in [
+            *next_rules(),
+            (r"^stem\.(\d)\.conv", r"encoder.stages.0.stem.convs.\1.0"),
+            (r"^stem\.(\d)\.norm", r"encoder.stages.0.stem.convs.\1.1"),
+            (r"^stages\.(\d)\.blocks\.0\.patch\.", r"encoder.stages.\1.stem.patch."),
+            (r"^stages\.", "encoder.stages."),
+            (r"^norm\.", "encoder.stages.3.norm."),
+            (r"^head\.fc", "classifier"),
+        ]:
+            key = re.sub(pattern, replacement, key)
+        state[key] = value
+    load(ours, state)
+    x = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        assert_close(ours(x).logits, reference.eval()(x))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (53, 75), (1, 1)])
+@pytest.mark.parametrize("decoder", ["fpn", "uper"])
+def test_nextvit_at_any_size(decoder: str, size: tuple[int, int]) -> None:
+    config = tiny_nextvit("none").config
+    options = dict(stages=config.stages, decoder=SMALL[decoder])
+    model = create_model(f"nextvit-s-{decoder}", num_labels=5, **options)
+    x = torch.randn(2, 3, *size)
+    model.train()(x, labels=torch.zeros(2, *size, dtype=torch.long)).loss.backward()
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model(x).logits, model(x).logits)
+        assert model(x).logits.shape == (2, 5, -(-size[0] // 4), -(-size[1] // 4))
+        if size == (53, 75):
+            exported = torch.export.export(model, (x,)).module()(x).logits
+            torch.testing.assert_close(exported, model(x).logits)
+
+
+def test_nextvit_saves_and_loads(tmp_path: Path) -> None:
+    model = tiny_nextvit("batch").eval()
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    x = torch.randn(1, 3, 48, 64)
+    assert torch.equal(model(x).feature_maps[-1], again(x).feature_maps[-1])
+    assert model.config.components()["block"] == ["ncb", "ncb+ntb", "ncb+ntb", "ncb+ntb"]
+
+
+def test_blocks_in_a_stage_wrong() -> None:
+    stage = dict(depth=3, dim=64, stride=2, stem="next")
+    with pytest.raises(InputError, match="divides its depth 3"):
+        StageConfig.of(stage | dict(blocks=["ncb", "ncb"]))
+    with pytest.raises(InputError, match=r"64 channels .* one of 32"):
+        StageConfig.of(stage | dict(blocks=[{"name": "ncb", "dim": 32}]))
+    with pytest.raises(InputError, match="did you mean 'ncb'"):
+        StageConfig.of(stage | dict(blocks=["ncbb"]))
+    with pytest.raises(InputError, match="fixed kinds"):
+        create_config("nextvit-s-pool")
+    with pytest.raises(InputError, match="norm is one of"):
+        StageConfig.of(stage | dict(norm="bn"))
+
+
+def test_nextvit_params() -> None:
+    with torch.device("meta"):
+        assert millions(create_model("nextvit-s", "classification", num_labels=1000)) == 31.763
+
+
+# SegNeXt and the study's own model
+
+
+def test_segnext_encoder() -> None:
+    vectors = Vectors("mscan_full")
+    model = create_model("segnext-t", "backbone", dims=[8, 12, 20, 24], depths=[1, 1, 2, 1], drop_path_rate=0)
+    assert set(model.config.strides) == {4, 8, 16, 32}
+    load(model, mscan_state(vectors, model))
+    for x, references in zip(vectors.inputs, (vectors.outputs[:4], vectors.outputs[4:]), strict=True):
+        for ours, reference in zip(model(x).feature_maps, references, strict=True):
+            assert_close(ours, reference)
+
+
+def mscan_state(vectors: Vectors, model: nn.Module) -> dict[str, Tensor]:
+    """The components inside a block have tests of their own: here their tensors are told apart by their order."""
+
+    def stage(match: re.Match) -> str:
+        return f"encoder.stages.{int(match[1]) - 1}."
+
+    state = vectors.renamed(
+        [
+            (r"^patch_embed1\.proj\.(\d)", r"encoder.stages.0.stem.layers.\1"),
+            (r"^patch_embed(\d)\.proj", lambda m: stage(m) + "stem.layers.0"),  # type: ignore[list-item]
+            (r"^patch_embed(\d)\.norm", lambda m: stage(m) + "stem.layers.1"),  # type: ignore[list-item]
+            (r"^norm(\d)", lambda m: stage(m) + "norm"),  # type: ignore[list-item]
+            (r"^block(\d)\.(\d)", lambda m: stage(m) + f"blocks.{m[2]}"),  # type: ignore[list-item]
+            (r"\.layer_scale_(\d)$", r".skip\1.scale.gamma"),
+            (r"(blocks\.\d)\.norm(\d)", r"\1.skip\2.norm"),
+            (r"\.attn\.", ".mixer."),
+            (r"spatial_gating_unit\.", "msca."),
+            (r"dwconv\.dwconv", "dwconv"),
+            (r"\.mlp\.", ".feedforward."),
+        ]
+    )
+    return state
+
+
+@pytest.mark.parametrize("size", [(64, 64), (53, 75), (1, 1)])
+@pytest.mark.parametrize("name", ["segnext-t", "nota-lite"])
+def test_hamburger_models_at_any_size(name: str, size: tuple[int, int]) -> None:
+    model = create_model(
+        name, num_labels=5, dims=[8, 16, 24, 32], depths=[1, 1, 1, 1], heads=[1, 2, 2, 2], decoder=SMALL["hamburger"]
+    )
+    x = torch.randn(2, 3, *size)
+    if size != (1, 1):  # a last map of a single pixel is fine, a batch normalisation of a single value is not
+        model(x, labels=torch.zeros(2, *size, dtype=torch.long)).loss.backward()
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model(x).logits, model(x).logits)
+        if size == (53, 75):
+            exported = torch.export.export(model, (x,)).module()(x).logits
+            torch.testing.assert_close(exported, model(x).logits)
+
+
+def test_families_in_list_models() -> None:
+    names = list_models()
+    assert {"segnext-t", "segnext-l", "nextvit-s", "nota-lite", "segformer-b0-lawin", "nextvit-b-uper"} <= set(names)
+    assert "nextvit-s-pool" not in names
+    with torch.device("meta"):
+        for family in ("segnext", "nextvit", "nota"):
+            create_model(list_models(family)[0])

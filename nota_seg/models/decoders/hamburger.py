@@ -92,10 +92,10 @@ class NMF(nn.Module):
 class ConvNorm(nn.Module):
     """1x1 convolution without bias, GroupNorm."""
 
-    def __init__(self, in_channels: int, channels: int, groups: int) -> None:
+    def __init__(self, in_channels: int, channels: int, groups: int, affine: bool = True) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, channels, kernel_size=1, bias=False)
-        self.norm = nn.GroupNorm(math.gcd(groups, channels), channels)
+        self.norm = nn.GroupNorm(math.gcd(groups, channels), channels, affine=affine)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.norm(self.conv(x_BCHW))
@@ -113,7 +113,7 @@ class Hamburger(nn.Module):
         rank: Bases R of the factorisation.
         steps_train: Its updates in training.
         steps_eval: Its updates in evaluation.
-        form: `light`, or `pruned`: ham alone, without breads and align.
+        form: `light`, or `pruned`: ham alone, without breads, align and the scales of the norm before it.
         out_dim: Channels after align, `dim` by default; the pruned form has no such layer.
         groups: Of the GroupNorms; the largest common divisor with their channels is taken.
         dropout: Before the classifier, whole channels at a time.
@@ -151,9 +151,10 @@ class Hamburger(nn.Module):
         out_dim = out_dim or dim
         self.stride = strides[1]
         self.textbook = textbook
-        self.squeeze = ConvNorm(sum(channels[1:]), dim, groups)
-        self.nmf = NMF(dim, rank, steps_train, steps_eval)
         self.has_breads = form == "light"
+        # The pruned models' published sizes leave no room for 2 D parameters of this norm (and none for biases).
+        self.squeeze = ConvNorm(sum(channels[1:]), dim, groups, affine=self.has_breads)
+        self.nmf = NMF(dim, rank, steps_train, steps_eval)
         if self.has_breads:
             self.ham_in = nn.Conv2d(dim, dim, kernel_size=1)
             self.ham_out = ConvNorm(dim, dim, groups)
