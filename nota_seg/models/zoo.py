@@ -117,7 +117,9 @@ NOTA = {
 }
 FAMILIES: dict[str, dict[str, Architecture]] = {
     "segformer": SEGFORMER,
+    "segnext": SEGNEXT,
     "nextvit": NEXTVIT,
+    "nota": NOTA,
 }
 
 # Which key of a stage a kind of component fills.
