@@ -42,7 +42,7 @@ class StageConfig:
     mixer: Spec = field(default_factory=lambda: {"name": "sra", "ratio": 1})
     feedforward: Spec = "mix"
     skip: Spec = "add"
-    blocks: list[Spec] | None = None  # a pattern of block kinds; None: mixer and feed-forward inside the skip
+    blocks: Sequence[Spec] | None = None  # a pattern of block kinds; None: mixer and feed-forward inside the skip
     norm: str = "layer"  # of the stage's map: layer, batch or none
 
     def __post_init__(self) -> None:
@@ -59,12 +59,12 @@ class StageConfig:
         if self.blocks is not None:
             self.blocks = self._normalised_blocks(self.blocks)
 
-    def _normalised_blocks(self, blocks: Sequence[Spec]) -> list[Spec]:
+    def _normalised_blocks(self, blocks: Sequence[Spec]) -> list[dict[str, Any]]:
         if isinstance(blocks, str | Mapping) or not blocks or self.depth % len(blocks):
             raise InputError(
                 f"a stage's blocks must be a list whose length divides its depth {self.depth}, got {blocks!r}"
             )
-        result: list[Spec] = []
+        result: list[dict[str, Any]] = []
         for spec in blocks:
             given = {} if isinstance(spec, str) else dict(spec)
             dim = given.pop("dim", self.dim)
@@ -76,8 +76,8 @@ class StageConfig:
     @property
     def block_specs(self) -> list[dict[str, Any]]:
         """The pattern of blocks repeated over the depth, each with its channels `dim`."""
-        pattern = self.blocks or []
-        return [dict(pattern[i % len(pattern)]) for i in range(self.depth)] if pattern else []
+        pattern = self._normalised_blocks(self.blocks) if self.blocks else []
+        return [{**pattern[i % len(pattern)]} for i in range(self.depth)] if pattern else []
 
     @classmethod
     def of(cls, value: StageConfig | Mapping[str, Any]) -> StageConfig:

@@ -76,7 +76,7 @@ class NMF(nn.Module):
         return bases_BDR, self._update(coef_BNR, x_BND, bases_BDR)  # the coefficients of the last bases
 
     def _start(self, x_BDN: Tensor) -> Tensor:
-        B, D, R = x_BDN.shape[0], *self.bases.shape[1:]
+        B, (D, R) = x_BDN.shape[0], self.bases.shape[1:]
         if self.training:
             bases_BDR = torch.rand(B, D, R, device=x_BDN.device, dtype=x_BDN.dtype)
         else:
