@@ -81,5 +81,6 @@ class Registry:
 MIXERS = Registry("mixer", ("dim", "heads"))
 FEEDFORWARDS = Registry("feed-forward", ("dim", "hidden"))
 SKIPS = Registry("skip", ("dim", "drop_path", "eps"))
+BLOCKS = Registry("block", ("in_dim", "dim", "drop_path", "eps"))
 STEMS = Registry("stem", ("in_channels", "dim", "stride"))
 DECODERS = Registry("decoder", ("channels", "strides", "num_labels"))
