@@ -7,7 +7,7 @@ convolutions. Outside it is (B, C, H, W), as everywhere in the field.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,21 +22,8 @@ from nota_seg.models.block import Block
 from nota_seg.models.configuration import NotaSegConfig, StageConfig
 from nota_seg.models.labels import labels_from_logits
 from nota_seg.models.losses import upsampled_cross_entropy
+from nota_seg.models.norms import NORMS
 from nota_seg.models.registry import BLOCKS, DECODERS, STEMS
-
-
-class BatchNormLast(nn.BatchNorm2d):
-    """BatchNorm of (B, H, W, C)."""
-
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        return super().forward(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-NORMS: dict[str, Callable[[int, float], nn.Module]] = {
-    "layer": lambda dim, eps: nn.LayerNorm(dim, eps=eps),
-    "batch": lambda dim, eps: BatchNormLast(dim, eps=eps),
-    "none": lambda dim, eps: nn.Identity(),
-}
 
 
 class Stage(nn.Module):
@@ -53,7 +40,7 @@ class Stage(nn.Module):
                 before, dim = dim, own[i].pop("dim")
                 block = BLOCKS.build(own[i], in_dim=before, dim=dim, drop_path=drop_path, eps=eps)
             else:
-                block = Block(stage, drop_path, eps)
+                block = Block(stage, drop_path, eps, index=i)
             self.blocks.append(block)
         self.norm = NORMS[stage.norm](stage.dim, eps)
 

@@ -147,7 +147,9 @@ def changes() -> dict[str, Callable[[Architecture], None]]:
                     raise InputError(
                         f"cannot put {kind} {component!r} into blocks of fixed kinds: change the decoder or stem"
                     )
-                stage[kind] = {"name": component}
+                stage[kind] = _replacing(stage.get(kind), kind, component)
+                if kind == "mixer" and hasattr(MIXERS.get(component), "fitting_heads"):
+                    stage["heads"] = MIXERS.get(component).fitting_heads(stage["dim"], stage.get("heads", 1))
 
         return change
 
@@ -166,6 +168,13 @@ def changes() -> dict[str, Callable[[Architecture], None]]:
     for component in DECODERS:
         table[component if component not in _shared() else f"decoder:{component}"] = decoder(component)
     return table
+
+
+def _replacing(before: Any, kind: str, component: str) -> dict[str, Any]:
+    """A component by name, with those options of the one it replaces that it has as well (a ratio of the stage)."""
+    options = STAGE_KINDS[kind].options(component)
+    kept = {k: v for k, v in before.items() if k in options} if isinstance(before, Mapping) else {}
+    return {"name": component, **kept}
 
 
 def _shared() -> set[str]:
