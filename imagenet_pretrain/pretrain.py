@@ -7,11 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from imagenet_pretrain.augment import EvalTransform, TrainTransform, make_mixup
-from imagenet_pretrain.data import EvalImages, ImageSource, TrainImages, open_images
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from imagenet_pretrain.augment import EvalTransform, TrainTransform, make_mixup
+from imagenet_pretrain.data import EvalImages, ImageSource, TrainImages, open_images
 from nota_seg.config import PretrainConfig
 from nota_seg.models import create_model
 from nota_seg.training.loop import quiet_worker, to_device

@@ -273,7 +273,10 @@ CONFIG_KEYS = (
 
 
 def list_models(family: str | None = None) -> list[str]:
-    """Base names and each single change of them. Longer lists of changes build as well: `create_model` parses."""
+    """Base names, and each single change of a family's first member as examples.
+
+    Every change of every base builds, and longer lists of changes do too: `create_model` parses names.
+    """
     if family is not None and family not in FAMILIES:
         raise InputError(f"unknown family {family!r}: {did_you_mean(family, FAMILIES)}")
     names: list[str] = []
@@ -281,6 +284,8 @@ def list_models(family: str | None = None) -> list[str]:
     for one in [family] if family else FAMILIES:
         for base, arch in FAMILIES[one].items():
             names.append(base)
+            if base != next(iter(FAMILIES[one])):
+                continue
             own = NotaSegConfig(**arch).components()
             used = {c for components in own.values() for c in components}
             fitting = [c for c in table if not own.get("block") or _keeps_blocks(c)]
