@@ -355,7 +355,9 @@ def test_any_size_deterministic_exports(kind: str, component: object) -> None:
         x = torch.randn(2, 3, *size)
         with torch.no_grad():
             logits = model(x).logits
-            assert logits.isfinite().all() and torch.equal(model(x).logits, logits)
+            assert logits.isfinite().all()
+            again = model(x).logits
+            assert torch.equal(again, logits), f"{size}: two evaluations differ by {(again - logits).abs().max():.1e}"
             scale = logits.abs().max()
             assert (model(x[:1]).logits - logits[:1]).abs().max() <= 1e-5 * scale, "neighbours in a batch"
             if size == (53, 75):
@@ -371,7 +373,10 @@ def test_saved_and_loaded(kind: str, component: object, tmp_path: Path) -> None:
     again = type(model).from_pretrained(tmp_path).eval()
     x = torch.randn(1, 3, 53, 75)
     with torch.no_grad():
-        assert torch.equal(model(x).logits, again(x).logits)
+        # Loaded weights lie in memory at other alignments than fresh ones: the last bit of a matrix product may differ.
+        torch.testing.assert_close(again(x).logits, model(x).logits, rtol=1e-5, atol=1e-6)
+    before, after = model.state_dict(), again.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
