@@ -510,6 +510,9 @@ def mscan_state(vectors: Vectors, model: nn.Module) -> dict[str, Tensor]:
             (r"(blocks\.\d)\.norm(\d)", r"\1.skip\2.norm"),
             (r"\.attn\.", ".mixer."),
             (r"spatial_gating_unit\.", "msca."),
+            (r"msca\.conv0\.", "msca.local."),
+            (r"msca\.conv3\.", "msca.mix."),
+            (r"msca\.conv(\d)_(\d)\.", lambda m: f"msca.strips.{m[1]}.{int(m[2]) - 1}."),  # type: ignore[list-item]
             (r"dwconv\.dwconv", "dwconv"),
             (r"\.mlp\.", ".feedforward."),
         ]
