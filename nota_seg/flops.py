@@ -35,7 +35,7 @@ def cost(model: nn.Module, size: tuple[int, int] = (512, 512)) -> dict[str, Any]
     Returns:
         `params`; `macs` as executed and `flops`, twice that; `macs_reference`, where every component computes in the
         order of its paper, and without its attention products (what tools print that see only layers); `by_part` of
-        `macs`; `uncounted`, which is empty, as an unknown operator raises.
+        `macs`; `uncounted`, which is empty, as an unknown operator raises; `size` and the `model`'s name.
     """
     shape = (1, getattr(getattr(model, "config", None), "in_channels", 3), *size)
     executed = count(model, shape, parts=parts_of(model))
@@ -50,6 +50,7 @@ def cost(model: nn.Module, size: tuple[int, int] = (512, 512)) -> dict[str, Any]
         "by_part": executed.by_part,
         "uncounted": executed.uncounted,
         "size": list(size),
+        "model": getattr(getattr(model, "config", None), "zoo_name", None) or type(model).__name__,
     }
 
 

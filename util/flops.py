@@ -61,6 +61,11 @@ def _conv(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     return Counter({"conv": out[0] * positions * math.prod(weight)})
 
 
+def _conv_by_mode(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Padding given as a word ("same", "valid"); never transposed."""
+    return Counter({"conv": math.prod(_shape(outputs[0])[2:]) * _shape(outputs[0])[0] * math.prod(_shape(inputs[1]))})
+
+
 def _linear(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     return Counter({"linear": math.prod(_shape(inputs[0])) * _shape(inputs[1])[0]})
 
@@ -80,11 +85,14 @@ def _baddbmm(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
 def _einsum(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     equation = inputs[0].toIValue().replace(" ", "")
     operands = [_shape(v) for v in inputs[1].node().inputs()]
+    if len(operands) == 1:
+        return Counter()  # a permutation or a sum
     sizes: dict[str, int] = {}
     for letters, shape in zip(equation.split("->")[0].split(","), operands, strict=True):
         if "." in letters:
             raise UncountedError(f"einsum {equation!r}: write out the dimensions behind '...' to have it counted")
-        sizes |= dict(zip(letters, shape, strict=True))
+        for letter, size in zip(letters, shape, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))  # one operand may have 1 there, and is broadcast
     return Counter({"matmul": math.prod(sizes.values())})  # two operands: every combination of indices meets once
 
 
@@ -100,6 +108,7 @@ def _nothing(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
 
 COUNTED: dict[str, Handler] = {
     "aten::_convolution": _conv,
+    "aten::_convolution_mode": _conv_by_mode,
     "aten::linear": _linear,
     "aten::addmm": _addmm,
     "aten::matmul": _matmul,
@@ -150,7 +159,8 @@ def count(
     layer, say) and then keeps is not counted.
 
     Args:
-        module: Takes a float tensor; its state and mode are left as they were. May live on the meta device.
+        module: Takes a tensor of its parameters' type; its state and mode are left as they were. Not on the meta
+            device: there the tracer fails at the first convolution.
         input_shape: (B, C, H, W).
         parts: Names of submodules to split the count by; what lies outside them is `rest`.
         strict: Raise on uncounted operators.
@@ -158,8 +168,8 @@ def count(
     Raises:
         UncountedError: An operator is neither counted nor known to be cheap.
     """
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    x = torch.zeros(tuple(input_shape), device=device)
+    first = next(module.parameters(), torch.zeros(()))
+    x = torch.zeros(tuple(input_shape), device=first.device, dtype=first.dtype)
     modes = {m: m.training for m in module.modules()}
     module.eval()
     try:

@@ -78,10 +78,10 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: 
     torch.save({"model": Evil()}, tmp_path / "evil.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Evil()))
     model = nota_seg.create_model("segformer-b0")
-    for name in ("evil.pth", "plain.pth"):
-        with pytest.raises(InputError, match=r"refused|not a readable") as caught:
+    for name, words in (("evil.pth", r"refused, it asks for more than tensors: \w+\.system"), ("plain.pth", "alone")):
+        with pytest.raises(InputError, match=words) as caught:
             nota_seg.load_checkpoint(model, tmp_path / name)
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
     assert not (tmp_path / "evil-was-here").exists()
 
 
@@ -95,10 +95,13 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     torch.save({"a": 1}, tmp_path / "nothing.pth")
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pth")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "page.bin").write_bytes(b"<html>not found</html>")
     before = snapshot(model)
-    for name in ("short.pth", "empty.pth", "short.safetensors", "nothing.pth", "other.pth", "folder", "absent.pth"):
-        with pytest.raises(InputError, match=name):
+    for name in ("short.pth", "empty.pth", "short.safetensors", "nothing.pth", "other.pth", "folder", "absent.pth",
+                 "page.bin"):  # fmt: skip
+        with pytest.raises(InputError, match=name) as caught:
             nota_seg.load_checkpoint(model, tmp_path / name)
+        assert "weights_only" not in str(caught.value)  # never advise to switch the protection off
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
@@ -106,3 +109,19 @@ def test_data_parallel_prefixes_are_taken_off(tmp_path: Path) -> None:
     model = nota_seg.create_model("segformer-b0")
     torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "dp.pth")
     assert nota_seg.load_checkpoint(nota_seg.create_model("segformer-b0"), tmp_path / "dp.pth").reinitialised == []
+
+
+@pytest.mark.parametrize("text", ["{not json", "{}", "[]", '{"stages": null}', '{"stages": [{"depth": 1}]}'])
+def test_a_damaged_configuration_beside_the_weights(text: str, tmp_path: Path) -> None:
+    model = nota_seg.create_model("segformer-b0")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json does not say which components"):
+        nota_seg.load_checkpoint(model, tmp_path)
+
+
+def test_shares_are_of_parameters(tmp_path: Path) -> None:
+    model = nota_seg.create_model("segformer-b0")
+    state = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "no-counters.pth")
+    assert set(nota_seg.load_checkpoint(model, tmp_path / "no-counters.pth").per_stage.values()) == {100.0}

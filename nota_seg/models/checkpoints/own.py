@@ -9,5 +9,5 @@ def matches(keys: set[str]) -> bool:
     return any(k.startswith("encoder.stages.0.stem.") for k in keys)
 
 
-# Which components the weights belong to is read from their own keys, see `transfer.provided_by`.
+# Which components the weights belong to is read from the folder's config.json, see `transfer._provided`.
 OWN = Format("nota-seg", matches, lambda state: state)

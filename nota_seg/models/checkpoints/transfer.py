@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,7 +27,10 @@ def read_state_dict(path: str | Path) -> State:
     Raises:
         InputError: Nothing there, not readable, or a pickle that asks for more than tensors.
     """
-    path = Path(path).expanduser()
+    try:
+        path = Path(path).expanduser()
+    except RuntimeError:  # ~name of a user that this machine does not have
+        path = Path(path)
     if not path.exists():
         raise InputError(f"no weights at {path}: name a weights file, a save_pretrained folder, or a run's best/")
     if path.is_dir():
@@ -41,13 +44,15 @@ def read_state_dict(path: str | Path) -> State:
             return load_file(path)
         value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("Please file")[0].strip().splitlines()
-        wanted = next((line.strip() for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0])
+        # Of torch's text only what is wrong: the rest advises to switch the protection off.
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if wanted is None:
+            raise InputError(f"{path} is not a readable weights file (no pickle of tensors alone)") from None
         raise InputError(
-            f"{path} is refused, it asks for more than tensors: {wanted[:200]}; save its state_dict alone"
+            f"{path} is refused, it asks for more than tensors: {wanted[1]}; save its state_dict alone"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        text = " ".join(str(error).split())[:120]
+    except Exception as error:  # damaged bytes end in whatever the parsers stumble over
+        text = " ".join(str(error).split("In PyTorch 2.6")[0].split())[:120]
         raise InputError(f"{path} is not a readable weights file ({type(error).__name__}: {text})") from None
     state = unwrap(value)
     if not isinstance(state, dict):
@@ -102,7 +107,7 @@ def load_checkpoint(
             report.unused.append(origin.get(id(value), key))
     counters = {k for k in target if k.endswith("num_batches_tracked")}  # transformers and others may leave these out
     report.reinitialised = [k for k in target if k not in fitting and k not in counters]
-    report.per_stage = _shares(target, fitting)
+    report.per_stage = _shares(dict(model.named_parameters()), fitting)
 
     _check(model, path, report, wrong_shape, target, _provided(published, path, renamed), strict)
     with torch.no_grad():
@@ -118,6 +123,7 @@ def _same_numbers(ours: torch.Size, theirs: torch.Size) -> bool:
 
 
 def _shares(target: Mapping[str, Tensor], fitting: Mapping[str, Tensor]) -> dict[str, float]:
+    """Per cent of the parameters (not of the buffers) that are filled, by part of the model."""
     total: dict[str, int] = {}
     filled: dict[str, int] = {}
     for key, value in target.items():
@@ -137,8 +143,14 @@ def _provided(published: Format, path: str | Path, renamed: State) -> list[dict[
     for folder in (Path(path), Path(path).parent, Path(path) / "best", Path(path) / "last"):
         file = folder / "config.json"
         if file.is_file():
-            saved = json.loads(file.read_text(encoding="utf-8")).get("stages", [])
-            return [{kind: frozenset({stage[kind]["name"]}) for kind in PER_STAGE} for stage in saved]
+            try:
+                saved = json.loads(file.read_text(encoding="utf-8"))["stages"]
+                return [{kind: frozenset({stage[kind]["name"]}) for kind in PER_STAGE} for stage in saved]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise InputError(
+                    f"{file} does not say which components the weights beside it belong to ({type(error).__name__}: "
+                    f"{error}); restore it, or move the weights file to a folder of its own"
+                ) from None
     return [{}] * stages
 
 
