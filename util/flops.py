@@ -121,15 +121,15 @@ COUNTED: dict[str, Handler] = {
 # One operation an element or less. Norms and resizing are not here: fvcore counts those (5 an element for a LayerNorm,
 # 4 for a bilinear sample, ...), and so do the published figures that were made with it.
 FREE = """
-    abs adaptive_avg_pool1d adaptive_max_pool2d add add_ alias amax amin arange argmax avg_pool2d bernoulli bernoulli_
-    cat chunk clamp clamp_min clone constant_pad_nd contiguous copy_ cumsum detach div div_ dropout dropout_ elu empty
-    empty_like eq erf exp expand expand_as feature_dropout fill_ flatten flip full full_like gather ge gelu gt
-    hardsigmoid hardswish im2col index index_select le leaky_relu lerp linspace log log_softmax lt masked_fill max
-    max_pool2d maximum mean meshgrid min minimum mul mul_ ne neg new_empty new_zeros norm ones ones_like pad permute
-    pixel_shuffle pixel_unshuffle pow reciprocal relu relu_ remainder repeat repeat_interleave replication_pad2d
-    reflection_pad2d reshape roll rsqrt rsub select sigmoid sigmoid_ silu silu_ sin cos slice softmax softplus split
-    split_with_sizes sqrt squeeze stack sub sum swapaxes t tanh to topk transpose triu tril type_as unbind unflatten
-    unfold unsqueeze var var_mean view view_as where zeros zeros_like
+    abs adaptive_avg_pool1d adaptive_max_pool2d add add_ alias amax amin arange argmax avg_pool2d bernoulli
+    bernoulli_ cat chunk clamp clamp_min clone constant_pad_nd contiguous copy_ cumsum detach div div_ dropout
+    dropout_ elu empty empty_like eq erf exp expand expand_as feature_dropout fill_ flatten flip full full_like
+    gather ge gelu gt hardsigmoid hardswish im2col index index_select le leaky_relu lerp linalg_vector_norm linspace
+    log log_softmax lt masked_fill max max_pool2d maximum mean meshgrid min minimum mul mul_ ne neg new_empty
+    new_zeros norm ones ones_like pad permute pixel_shuffle pixel_unshuffle pow reciprocal relu relu_ remainder
+    repeat repeat_interleave replication_pad2d reflection_pad2d reshape roll rsqrt rsub select sigmoid sigmoid_ silu
+    silu_ sin cos slice softmax softplus split split_with_sizes sqrt squeeze stack sub sum swapaxes t tanh to topk
+    transpose triu tril type_as unbind unflatten unfold unsqueeze var var_mean view view_as where zeros zeros_like
 """.split()  # noqa: SIM905  (three screens as a list)
 
 

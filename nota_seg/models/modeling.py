@@ -22,17 +22,27 @@ from nota_seg.models.block import Block
 from nota_seg.models.configuration import NotaSegConfig, StageConfig
 from nota_seg.models.labels import labels_from_logits
 from nota_seg.models.losses import upsampled_cross_entropy
-from nota_seg.models.registry import DECODERS, STEMS
+from nota_seg.models.norms import NORMS
+from nota_seg.models.registry import BLOCKS, DECODERS, STEMS
 
 
 class Stage(nn.Module):
-    """A stem, `depth` blocks and a LayerNorm, at one resolution."""
+    """A stem, `depth` blocks and a norm, at one resolution."""
 
     def __init__(self, stage: StageConfig, in_channels: int, drop_paths: list[float], eps: float) -> None:
         super().__init__()
-        self.stem = STEMS.build(stage.stem, in_channels=in_channels, dim=stage.dim, stride=stage.stride)
-        self.blocks = nn.ModuleList(Block(stage, drop_path, eps) for drop_path in drop_paths)
-        self.norm = nn.LayerNorm(stage.dim, eps=eps)
+        own = stage.block_specs
+        dim = own[0]["dim"] if own else stage.dim
+        self.stem = STEMS.build(stage.stem, in_channels=in_channels, dim=dim, stride=stage.stride)
+        self.blocks = nn.ModuleList()
+        for i, drop_path in enumerate(drop_paths):
+            if own:
+                before, dim = dim, own[i].pop("dim")
+                block = BLOCKS.build(own[i], in_dim=before, dim=dim, drop_path=drop_path, eps=eps)
+            else:
+                block = Block(stage, drop_path, eps, index=i)
+            self.blocks.append(block)
+        self.norm = NORMS[stage.norm](stage.dim, eps)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         x_BHWC = self.stem(x_BHWC)
@@ -80,21 +90,24 @@ class NotaSegPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Linear: truncated normal; convolution: normal with variance 2 / fan_out (fan_out divided by the groups)."""
         # transformers.initialization would skip what a checkpoint has already filled; the flag does the same here.
-        if isinstance(module, nn.Linear):
+        if hasattr(module, "init_own_weights"):
+            # A component with parameters of its own kind (a scale, a bias table) says itself how they start. It must
+            # own them directly: transformers passes modules by that have no parameter or buffer of their own.
+            module.init_own_weights()
+        elif isinstance(module, nn.Linear):
             if not getattr(module.weight, "_is_hf_initialized", False):
                 nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             if not getattr(module.weight, "_is_hf_initialized", False):
                 fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
                 nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
-        elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d | nn.GroupNorm):
+        elif isinstance(module, nn.LayerNorm | nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
             if module.weight is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 nn.init.ones_(module.weight)
-            if isinstance(module, nn.BatchNorm2d) and not getattr(module.running_mean, "_is_hf_initialized", False):
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and not getattr(
+                module.running_mean, "_is_hf_initialized", False
+            ):
                 module.reset_running_stats()
-        elif hasattr(module, "init_own_weights"):
-            # A component with parameters of its own kind (a scale, a bias table) says itself how they start.
-            module.init_own_weights()
         bias = getattr(module, "bias", None)
         if isinstance(bias, nn.Parameter) and not getattr(bias, "_is_hf_initialized", False):
             nn.init.zeros_(bias)

@@ -34,7 +34,93 @@ SEGFORMER = {
     "segformer-b4": _segformer((64, 128, 320, 512), (3, 8, 27, 3), 768),
     "segformer-b5": _segformer((64, 128, 320, 512), (3, 6, 40, 3), 768),
 }
-FAMILIES: dict[str, dict[str, Architecture]] = {"segformer": SEGFORMER}
+
+
+def _segnext(
+    dims: Sequence[int], depths: Sequence[int], ham_dim: int, rank: int, drop_path: float = 0.1
+) -> Architecture:
+    stages = [
+        dict(
+            depth=depth,
+            dim=dim,
+            stride=stride,
+            mlp_ratio=ratio,
+            stem="conv",
+            mixer="msca",
+            feedforward="mscan",
+            skip={"name": "lscale", "norm": "batch"},
+        )
+        for depth, dim, stride, ratio in zip(depths, dims, (4, 2, 2, 2), (8, 8, 4, 4), strict=True)
+    ]
+    decoder = {"name": "hamburger", "dim": ham_dim, "rank": rank}
+    return dict(stages=stages, decoder=decoder, layer_norm_eps=1e-5, drop_path_rate=drop_path)
+
+
+# arXiv 2209.08575, table 2.
+SEGNEXT = {
+    "segnext-t": _segnext((32, 64, 160, 256), (3, 3, 5, 2), 256, 16),
+    "segnext-s": _segnext((64, 128, 320, 512), (2, 2, 4, 2), 256, 16),
+    "segnext-b": _segnext((64, 128, 320, 512), (3, 3, 12, 3), 512, 64),
+    "segnext-l": _segnext((64, 128, 320, 512), (3, 5, 27, 3), 1024, 64, drop_path=0.3),
+}
+
+
+def _nextvit(repeats: int) -> Architecture:
+    """Every stage ends with one transformer block after its convolution blocks; the third repeats that `repeats` times.
+
+    Norms as in the published classification network, one after the last stage, so that its weights fit. Published
+    segmentation has one after every stage: `norms=batch`.
+    """
+
+    def stage(convolutions: int, dim: int, transformer_dim: int | None, ratio: int, stride: int) -> dict[str, Any]:
+        blocks: list[dict[str, Any]] = [{"name": "ncb", "dim": dim}] * convolutions
+        if transformer_dim is not None:
+            blocks = [*blocks, {"name": "ntb", "dim": transformer_dim, "ratio": ratio}]
+        return dict(
+            depth=len(blocks), dim=transformer_dim or dim, stride=stride, stem="next", blocks=blocks, norm="none"
+        )
+
+    stages = [
+        stage(3, 96, None, 8, stride=4),
+        stage(3, 192, 256, 4, stride=2),
+        stage(4, 384, 512, 2, stride=2),
+        stage(2, 768, 1024, 1, stride=2),
+    ]
+    stages[2]["depth"] *= repeats
+    stages[3]["norm"] = "batch"
+    return dict(stages=stages, decoder={"name": "fpn"}, layer_norm_eps=1e-5, drop_path_rate=0.2)
+
+
+# arXiv 2207.05501, table 3: depths 3, 4, 10 | 20 | 30, 3.
+NEXTVIT = {"nextvit-s": _nextvit(2), "nextvit-b": _nextvit(4), "nextvit-l": _nextvit(6)}
+
+# The study's own: SegFormer's block with pooled keys and values, DEST's feed-forward and the bare ham.
+NOTA = {
+    "nota-lite": dict(
+        stages=[
+            dict(
+                depth=depth,
+                dim=dim,
+                stride=stride,
+                heads=heads,
+                mlp_ratio=4,
+                mixer={"name": "lsra", "proj": False},
+                feedforward="dest",
+            )
+            for depth, dim, stride, heads in zip(
+                (1, 2, 2, 1), (64, 128, 256, 512), (4, 2, 2, 2), (1, 2, 4, 8), strict=True
+            )
+        ],
+        decoder={"name": "hamburger", "form": "pruned", "dim": 512, "rank": 64, "steps_eval": 6},
+        drop_path_rate=0.1,
+    )
+}
+FAMILIES: dict[str, dict[str, Architecture]] = {
+    "segformer": SEGFORMER,
+    "segnext": SEGNEXT,
+    "nextvit": NEXTVIT,
+    "nota": NOTA,
+}
 
 # Which key of a stage a kind of component fills.
 STAGE_KINDS: dict[str, Registry] = {"mixer": MIXERS, "feedforward": FEEDFORWARDS, "skip": SKIPS, "stem": STEMS}
@@ -57,7 +143,13 @@ def changes() -> dict[str, Callable[[Architecture], None]]:
     def in_every_stage(kind: str, component: str) -> Callable[[Architecture], None]:
         def change(architecture: Architecture) -> None:
             for stage in architecture["stages"]:
-                stage[kind] = {"name": component}
+                if kind != "stem" and stage.get("blocks"):
+                    raise InputError(
+                        f"cannot put {kind} {component!r} into blocks of fixed kinds: change the decoder or stem"
+                    )
+                stage[kind] = _replacing(stage.get(kind), kind, component)
+                if kind == "mixer" and hasattr(MIXERS.get(component), "fitting_heads"):
+                    stage["heads"] = MIXERS.get(component).fitting_heads(stage["dim"], stage.get("heads", 1))
 
         return change
 
@@ -76,6 +168,13 @@ def changes() -> dict[str, Callable[[Architecture], None]]:
     for component in DECODERS:
         table[component if component not in _shared() else f"decoder:{component}"] = decoder(component)
     return table
+
+
+def _replacing(before: Any, kind: str, component: str) -> dict[str, Any]:
+    """A component by name, with those options of the one it replaces that it has as well (a ratio of the stage)."""
+    options = STAGE_KINDS[kind].options(component)
+    kept = {k: v for k, v in before.items() if k in options} if isinstance(before, Mapping) else {}
+    return {"name": component, **kept}
 
 
 def _shared() -> set[str]:
@@ -155,7 +254,7 @@ def _merged(before: Any, after: Any) -> Any:
     return after
 
 
-STAGE_KEYS = ("depth", "dim", "stride", "heads", "mlp_ratio", *PER_STAGE)
+STAGE_KEYS = ("depth", "dim", "stride", "heads", "mlp_ratio", "norm", *PER_STAGE)
 PLURALS = {key + "s": key for key in STAGE_KEYS if key != "heads"}
 CONFIG_KEYS = (
     "decoder",
@@ -174,17 +273,30 @@ CONFIG_KEYS = (
 
 
 def list_models(family: str | None = None) -> list[str]:
-    """Base names and each single change of them. Longer lists of changes build as well: `create_model` parses."""
+    """Base names, and each single change of a family's first member as examples.
+
+    Every change of every base builds, and longer lists of changes do too: `create_model` parses names.
+    """
     if family is not None and family not in FAMILIES:
         raise InputError(f"unknown family {family!r}: {did_you_mean(family, FAMILIES)}")
     names: list[str] = []
+    table = changes()
     for one in [family] if family else FAMILIES:
         for base, arch in FAMILIES[one].items():
             names.append(base)
+            if base != next(iter(FAMILIES[one])):
+                continue
             own = NotaSegConfig(**arch).components()
             used = {c for components in own.values() for c in components}
-            names += [f"{base}-{change}" for change in changes() if change.split(":")[-1] not in used]
+            fitting = [c for c in table if not own.get("block") or _keeps_blocks(c)]
+            names += [f"{base}-{change}" for change in fitting if change.split(":")[-1] not in used]
     return names
+
+
+def _keeps_blocks(change: str) -> bool:
+    """Whether a change leaves the blocks of a stage alone: stems and decoders do."""
+    kind, _, name = change.rpartition(":")
+    return kind in ("stem", "decoder") or (not kind and (name in STEMS or name in DECODERS))
 
 
 def create_config(name: str, *, num_labels: int = 150, **overrides: Any) -> NotaSegConfig:
@@ -204,7 +316,7 @@ def create_model(name: str, task: str = "segmentation", num_labels: int = 150, *
     """A freshly initialised model.
 
     Args:
-        name: `segformer-b0` .. `segformer-b5`, with changes: `segformer-b0-pool-fpn`. See `list_models`.
+        name: A base (`segformer-b0`, `segnext-t`, ...) with changes: `segformer-b0-pool-fpn`. See `list_models`.
         task: `segmentation`, `classification` or `backbone`.
         num_labels: Classes.
         overrides: As in `apply_overrides`.
