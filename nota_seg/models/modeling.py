@@ -203,6 +203,11 @@ class NotaSegForSemanticSegmentation(NotaSegPreTrainedModel):
         return labels_from_logits(logits, size or tuple(pixel_values.shape[2:]))
 
 
+def has_textbook(model: nn.Module) -> bool:
+    """Whether any component has a cheaper form than its paper's."""
+    return any(isinstance(getattr(m, "textbook", None), bool) for m in model.modules())
+
+
 @contextmanager
 def textbook(model: nn.Module) -> Iterator[None]:
     """Inside the block every component that has a cheaper equal form computes in the order of its paper."""

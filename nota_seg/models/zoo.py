@@ -10,117 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-from nota_seg.models.configuration import PER_STAGE, NotaSegConfig
+from nota_seg.models.configuration import PER_STAGE, Architecture, NotaSegConfig
+from nota_seg.models.families import FAMILIES
 from nota_seg.models.registry import DECODERS, FEEDFORWARDS, MIXERS, SKIPS, STEMS, Registry
 from util.errors import InputError, did_you_mean
 
-Architecture = dict[str, Any]  # keyword arguments of NotaSegConfig: stages, decoder, ...
-
-
-def _segformer(dims: Sequence[int], depths: Sequence[int], decoder_dim: int) -> Architecture:
-    stages = [
-        dict(depth=depth, dim=dim, stride=stride, heads=heads, mlp_ratio=4, mixer={"name": "sra", "ratio": ratio})
-        for depth, dim, stride, heads, ratio in zip(depths, dims, (4, 2, 2, 2), (1, 2, 5, 8), (8, 4, 2, 1), strict=True)
-    ]
-    return dict(stages=stages, decoder={"name": "mlp", "dim": decoder_dim})
-
-
-# arXiv 2105.15203, table 6.
-SEGFORMER = {
-    "segformer-b0": _segformer((32, 64, 160, 256), (2, 2, 2, 2), 256),
-    "segformer-b1": _segformer((64, 128, 320, 512), (2, 2, 2, 2), 256),
-    "segformer-b2": _segformer((64, 128, 320, 512), (3, 4, 6, 3), 768),
-    "segformer-b3": _segformer((64, 128, 320, 512), (3, 4, 18, 3), 768),
-    "segformer-b4": _segformer((64, 128, 320, 512), (3, 8, 27, 3), 768),
-    "segformer-b5": _segformer((64, 128, 320, 512), (3, 6, 40, 3), 768),
-}
-
-
-def _segnext(
-    dims: Sequence[int], depths: Sequence[int], ham_dim: int, rank: int, drop_path: float = 0.1
-) -> Architecture:
-    stages = [
-        dict(
-            depth=depth,
-            dim=dim,
-            stride=stride,
-            mlp_ratio=ratio,
-            stem="conv",
-            mixer="msca",
-            feedforward="mscan",
-            skip={"name": "lscale", "norm": "batch"},
-        )
-        for depth, dim, stride, ratio in zip(depths, dims, (4, 2, 2, 2), (8, 8, 4, 4), strict=True)
-    ]
-    decoder = {"name": "hamburger", "dim": ham_dim, "rank": rank}
-    return dict(stages=stages, decoder=decoder, layer_norm_eps=1e-5, drop_path_rate=drop_path)
-
-
-# arXiv 2209.08575, table 2.
-SEGNEXT = {
-    "segnext-t": _segnext((32, 64, 160, 256), (3, 3, 5, 2), 256, 16),
-    "segnext-s": _segnext((64, 128, 320, 512), (2, 2, 4, 2), 256, 16),
-    "segnext-b": _segnext((64, 128, 320, 512), (3, 3, 12, 3), 512, 64),
-    "segnext-l": _segnext((64, 128, 320, 512), (3, 5, 27, 3), 1024, 64, drop_path=0.3),
-}
-
-
-def _nextvit(repeats: int) -> Architecture:
-    """Every stage ends with one transformer block after its convolution blocks; the third repeats that `repeats` times.
-
-    Norms as in the published classification network, one after the last stage, so that its weights fit. Published
-    segmentation has one after every stage: `norms=batch`.
-    """
-
-    def stage(convolutions: int, dim: int, transformer_dim: int | None, ratio: int, stride: int) -> dict[str, Any]:
-        blocks: list[dict[str, Any]] = [{"name": "ncb", "dim": dim}] * convolutions
-        if transformer_dim is not None:
-            blocks = [*blocks, {"name": "ntb", "dim": transformer_dim, "ratio": ratio}]
-        return dict(
-            depth=len(blocks), dim=transformer_dim or dim, stride=stride, stem="next", blocks=blocks, norm="none"
-        )
-
-    stages = [
-        stage(3, 96, None, 8, stride=4),
-        stage(3, 192, 256, 4, stride=2),
-        stage(4, 384, 512, 2, stride=2),
-        stage(2, 768, 1024, 1, stride=2),
-    ]
-    stages[2]["depth"] *= repeats
-    stages[3]["norm"] = "batch"
-    return dict(stages=stages, decoder={"name": "fpn"}, layer_norm_eps=1e-5, drop_path_rate=0.2)
-
-
-# arXiv 2207.05501, table 3: depths 3, 4, 10 | 20 | 30, 3.
-NEXTVIT = {"nextvit-s": _nextvit(2), "nextvit-b": _nextvit(4), "nextvit-l": _nextvit(6)}
-
-# The study's own: SegFormer's block with pooled keys and values, DEST's feed-forward and the bare ham.
-NOTA = {
-    "nota-lite": dict(
-        stages=[
-            dict(
-                depth=depth,
-                dim=dim,
-                stride=stride,
-                heads=heads,
-                mlp_ratio=4,
-                mixer={"name": "lsra", "proj": False},
-                feedforward="dest",
-            )
-            for depth, dim, stride, heads in zip(
-                (1, 2, 2, 1), (64, 128, 256, 512), (4, 2, 2, 2), (1, 2, 4, 8), strict=True
-            )
-        ],
-        decoder={"name": "hamburger", "form": "pruned", "dim": 512, "rank": 64, "steps_eval": 6},
-        drop_path_rate=0.1,
-    )
-}
-FAMILIES: dict[str, dict[str, Architecture]] = {
-    "segformer": SEGFORMER,
-    "segnext": SEGNEXT,
-    "nextvit": NEXTVIT,
-    "nota": NOTA,
-}
+EXAMPLE = "segformer-b0"  # the one whose single changes are listed
 
 # Which key of a stage a kind of component fills.
 STAGE_KINDS: dict[str, Registry] = {"mixer": MIXERS, "feedforward": FEEDFORWARDS, "skip": SKIPS, "stem": STEMS}
@@ -273,30 +168,17 @@ CONFIG_KEYS = (
 
 
 def list_models(family: str | None = None) -> list[str]:
-    """Base names, and each single change of a family's first member as examples.
+    """Base names, and each single change of SegFormer-B0 as examples.
 
     Every change of every base builds, and longer lists of changes do too: `create_model` parses names.
     """
     if family is not None and family not in FAMILIES:
         raise InputError(f"unknown family {family!r}: {did_you_mean(family, FAMILIES)}")
-    names: list[str] = []
-    table = changes()
-    for one in [family] if family else FAMILIES:
-        for base, arch in FAMILIES[one].items():
-            names.append(base)
-            if base != next(iter(FAMILIES[one])):
-                continue
-            own = NotaSegConfig(**arch).components()
-            used = {c for components in own.values() for c in components}
-            fitting = [c for c in table if not own.get("block") or _keeps_blocks(c)]
-            names += [f"{base}-{change}" for change in fitting if change.split(":")[-1] not in used]
+    names = [base for one in ([family] if family else FAMILIES) for base in FAMILIES[one]]
+    if names[0] == EXAMPLE:
+        used = {c for components in create_config(EXAMPLE).components().values() for c in components}
+        names[1:1] = [f"{EXAMPLE}-{change}" for change in changes() if change.rpartition(":")[2] not in used]
     return names
-
-
-def _keeps_blocks(change: str) -> bool:
-    """Whether a change leaves the blocks of a stage alone: stems and decoders do."""
-    kind, _, name = change.rpartition(":")
-    return kind in ("stem", "decoder") or (not kind and (name in STEMS or name in DECODERS))
 
 
 def create_config(name: str, *, num_labels: int = 150, **overrides: Any) -> NotaSegConfig:

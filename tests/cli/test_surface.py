@@ -14,7 +14,7 @@ from nota_seg.cli import app, main
 
 OPTIONS = {
     "demo": {"--output-dir", "--overwrite"},
-    "models": {"--family", "--json"},
+    "models": {"--family", "--json", "--markdown"},
     "pretrain": {
         "--data-path", "--output-dir", "--model", "--epochs", "--max-steps", "--batch-size", "--input-size", "--lr",
         "--seed", "--config", "--set", "--device", "--gpu", "--resume", "--overwrite",
