@@ -1,5 +1,5 @@
 """Mixers, feed-forwards and skips against numbers that the published modules computed (tests/golden, float32), against
-timm and transformers with random weights and statistics, and all of them combined.
+timm and transformers with random weights and statistics.
 
 The vectors carry the published names; each test says how they map to ours.
 """
@@ -322,20 +322,6 @@ def tiny(mixer: object, feedforward: object, skip: object, **more: object) -> nn
     heads = [1, 2, 4, 8]
     options = TINY | dict(heads=heads, mixer=mixer, feedforward=feedforward, skip=skip) | more
     return create_model("segformer-b0", **options)  # type: ignore[arg-type]
-
-
-SKIP_FORMS = [*SKIPS.names(), {"name": "add", "norm": "batch"}, {"name": "lscale", "norm": "batch"}]
-
-
-@pytest.mark.parametrize("mixer", MIXERS.names())
-@pytest.mark.parametrize("feedforward", FEEDFORWARDS.names())
-def test_all_combinations_train(mixer: str, feedforward: str) -> None:
-    for skip in SKIP_FORMS:
-        model = tiny(mixer, feedforward, skip).train()
-        x = torch.randn(2, 3, 53, 75)
-        model(x, labels=torch.randint(0, 5, (2, 53, 75))).loss.backward()
-        for key, parameter in model.named_parameters():
-            assert parameter.grad is not None and parameter.grad.isfinite().all(), (skip, key)
 
 
 NEW = [
