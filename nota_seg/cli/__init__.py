@@ -21,6 +21,7 @@ from nota_seg.cli import (
     finetune,
     flops,
     models,
+    new,
     predict,
     pretrain,
 )
@@ -51,6 +52,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("flops")(flops.flops)
 app.command("convert")(convert.convert)
+app.command("new")(new.new)
 app.add_typer(data.app, name="data")
 
 

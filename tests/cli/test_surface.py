@@ -30,6 +30,7 @@ OPTIONS = {
     "predict": {"--pretrain", "--output-dir", "--device", "--gpu", "--overwrite"},
     "flops": {"--model", "--pretrain", "--size", "--num-classes", "--set", "--json"},
     "convert": {"--model", "--num-classes", "--task", "--overwrite"},
+    "new": set(),
     "data": set(),
 }  # fmt: skip
 
