@@ -34,6 +34,4 @@ def rename(state: State) -> State:
     return substitute(state, [*RULES, *head_rules(state)])
 
 
-MSCAN = Format(
-    "SegNeXt", matches, rename, components(stem="conv", mixer="msca", feedforward="mscan", skip="lscale")
-)
+MSCAN = Format("SegNeXt", matches, rename, components(stem="conv", mixer="msca", feedforward="mscan", skip="lscale"))

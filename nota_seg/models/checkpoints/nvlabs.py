@@ -1,4 +1,4 @@
-"""SegFormer's MiT as NVlabs published it, alone or in mmseg's frame; PVTv2 and its linear variant have the same names."""
+"""SegFormer's MiT as NVlabs published it, alone or in mmseg's frame; PVTv2 and its linear variant share its names."""
 
 from __future__ import annotations
 

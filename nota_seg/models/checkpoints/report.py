@@ -51,5 +51,7 @@ class TransferReport:
             f"  {len(self.unused)} unused{some(self.unused)}",
             "  filled: " + shares(self.per_stage),
         ]
-        lines += [f"    {stage}: {shares(roles)}" for stage, roles in self.per_role.items() if min(roles.values()) < 100]
+        lines += [
+            f"    {stage}: {shares(roles)}" for stage, roles in self.per_role.items() if min(roles.values()) < 100
+        ]
         return "\n".join(lines)

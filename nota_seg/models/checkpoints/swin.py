@@ -70,7 +70,7 @@ def merging(state: State) -> State:
 
 
 def from_unfold(value: Tensor) -> Tensor:
-    """mmseg merges by unfolding: channels before pixels, pixels along the rows. Ours: pixels first, down the columns."""
+    """mmseg merges by unfolding: channels before pixels, these along the rows; ours: pixels first, down the columns."""
     pixels = value.reshape(*value.shape[:-1], -1, 2, 2)  # (..., C, row, column)
     return pixels.movedim(-3, -1).transpose(-3, -2).reshape(value.shape)
 

@@ -77,6 +77,24 @@ def load_checkpoint(
     return report
 
 
+def class_names(path: str | Path, task: str, *, formats: list[Format]) -> list[str] | None:
+    """Names of the classes that a file's classifier tells apart, from the config.json beside it where that has as many;
+    None where it has no classifier for the task."""
+    published, state = _recognise(read_state_dict(path), formats)
+    key = "classifier.weight" if task == "classification" else "decoder.classifier.weight"
+    weight = published.rename(dict(state)).get(key) if published is not None else None
+    if weight is None:
+        return None
+    for folder in (Path(path), Path(path).parent):
+        try:
+            named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
+            if {int(i) for i in named} == set(range(len(weight))):
+                return [str(name) for _, name in sorted(named.items(), key=lambda item: int(item[0]))]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return [f"class {i}" for i in range(len(weight))]
+
+
 def _recognise(source: State, formats: list[Format]) -> tuple[Format | None, State]:
     """The format, and the state without what a larger model around it (`model.`, `student.`) put before its keys."""
     for prefix in ("", *dict.fromkeys(key.split(".")[0] + "." for key in source)):
@@ -93,8 +111,11 @@ def _part(key: str) -> tuple[str, str]:
     words = key.split(".")
     if not key.startswith("encoder.stages."):
         return words[0], ""
-    role = words[3] if words[3] != "blocks" else "".join(words[5:6]).rstrip("12")
-    return f"stage {int(words[2]) + 1}", role if role in (*PER_STAGE, "norm") else "blocks"
+    role = words[3]
+    if role == "blocks":
+        inner = "".join(words[5:6]).rstrip("12")  # skip1, skip2
+        role = inner if inner in PER_STAGE else role
+    return f"stage {int(words[2]) + 1}", role
 
 
 def _shares(
@@ -167,9 +188,9 @@ def _problem(
             f"{tuple(target[first].shape)} in the model and {have}; {remedy()}"
         )
     extra = [k for k in misfits if k not in target]
-    norms = sorted({k.split(".")[2] for k in extra if _part(k)[1] == "norm" and not k.split(".")[3] == "blocks"})
-    if any(config.stages[int(stage)]["norm"] == "none" for stage in norms if int(stage) < len(config.stages)):
-        kind = "batch" if any(k.endswith("norm.running_mean") and k.split(".")[3] == "norm" for k in extra) else "layer"
+    norms = [k for k in extra if _part(k)[1] == "norm" and int(k.split(".")[2]) < len(config.stages)]
+    if any(config.stages[int(k.split(".")[2])]["norm"] == "none" for k in norms):
+        kind = "batch" if any(k.endswith("running_mean") for k in norms) else "layer"
         return f"the weights have a norm after every stage and the model has not: build it with model.norms={kind}"
     homeless = [k for k in extra if _should_have_a_place(k, config, provided)]
     if homeless:
@@ -205,6 +226,8 @@ def _should_have_a_place(key: str, config: Any, provided: Provided) -> bool:
     stage, kind = int(words[2]), _part(key)[1]
     if stage >= len(config.stages) or (words[3] == "blocks" and int(words[4]) >= config.stages[stage]["depth"]):
         return True
+    if kind == "norm":
+        return config.stages[stage].get("norm_next", True)
     if kind not in PER_STAGE:
         return kind == "blocks" and bool(config.stages[stage]["blocks"])
     names = _names(key, provided)

@@ -1,7 +1,7 @@
-"""Published architectures at full size with random weights, in the names of their own files: the same numbers come out.
+"""Published architectures at full size with random weights, in the names of their own files: the same numbers.
 
-References are timm and transformers, and the vectors of tests/golden. Names that no installed library writes any more are
-made from theirs here, independently of the converter.
+References are timm and transformers, and the vectors of tests/golden. Names that no installed library writes any more
+are made from theirs here, independently of the converter.
 """
 
 from __future__ import annotations
@@ -334,7 +334,7 @@ def test_swin_of_transformers(version: int, tmp_path: Path) -> None:
     state = reference.state_dict() if version == 5 else names_of_4(reference.state_dict())
     ours, report = convert(state, tmp_path, "swin-t", "classification", num_labels=7)
     assert report.unused == []
-    # Small maps last: the reference, once told not to shift at a map of one window, does not shift again at larger ones.
+    # Small maps last: the reference, once it did not shift at a map of one window, never shifts again at larger ones.
     same_logits(ours, reference, (243, 301), (256, 320), (224, 333), (224, 224))
 
 

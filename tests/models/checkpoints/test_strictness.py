@@ -193,7 +193,7 @@ def test_convert(tmp_path: Path) -> None:
     reference = timm.create_model("pvt_v2_b0", num_classes=5).eval()
     torch.save(reference.state_dict(), tmp_path / "pvt.pth")
     arguments = ["convert", str(tmp_path / "pvt.pth"), str(tmp_path / "out"), "--model", "pvtv2-b0"]
-    done = runner.invoke(app, [*arguments, "--task", "classification", "--num-classes", "5"])
+    done = runner.invoke(app, [*arguments, "--task", "classification"])
     assert done.exit_code == 0 and "timm PVTv2" in done.output
     model = nota_seg.models.modeling.NotaSegForImageClassification.from_pretrained(tmp_path / "out").eval()
     x = torch.randn(1, 3, 64, 96)
@@ -201,10 +201,27 @@ def test_convert(tmp_path: Path) -> None:
         assert torch.allclose(model(x).logits, reference(x), atol=1e-4)
     state = nota_seg.create_model("nextvit-s", num_labels=4, norm="batch").state_dict()
     torch.save(state, tmp_path / "normed.pth")
-    arguments = ["convert", str(tmp_path / "normed.pth"), str(tmp_path / "normed"), "--model", "nextvit-s",
-                 "--num-classes", "4"]  # fmt: skip
+    arguments = ["convert", str(tmp_path / "normed.pth"), str(tmp_path / "normed"), "--model", "nextvit-s"]
     done = runner.invoke(app, arguments)
     assert done.exit_code != 0 and "model.norms=batch" in str(done.exception)
     done = runner.invoke(app, [*arguments, "--set", "model.norms=batch"])
     assert done.exit_code == 0, done.output
     assert len(AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "normed").config.id2label) == 4
+
+
+def test_convert_keeps_the_names_of_the_classes(tmp_path: Path) -> None:
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+    from typer.testing import CliRunner
+
+    from nota_seg.cli import app
+    from nota_seg.models.loading import load_model
+
+    config = SegformerConfig(id2label={0: "wall", 1: "sky", 2: "tree"}, label2id={"wall": 0, "sky": 1, "tree": 2})
+    SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "theirs")
+    arguments = ["convert", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--model", "segformer-b0"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0 and "0 reinitialised" in done.output, done.output
+    assert load_model(tmp_path / "ours")[1] == ["wall", "sky", "tree"]
+    done = CliRunner().invoke(app, [*arguments, "--num-classes", "5", "--overwrite"])
+    assert "2 reinitialised (decoder.classifier" in done.output
+    assert len(load_model(tmp_path / "ours")[1]) == 5
