@@ -32,10 +32,8 @@ def fitting_names(renamed: Mapping[str, Tensor], zoo_name: str | None) -> list[s
     """Model names whose encoder the weights fill, with the changes of `zoo_name` where it is a model of that family."""
     from nota_seg.models.zoo import bases, family_of, parse_name
 
-    try:
-        family, changes = (family_of(zoo_name), parse_name(zoo_name)[1]) if zoo_name else (None, [])
-    except InputError:
-        family, changes = None, []
+    family = _family(zoo_name)
+    changes = parse_name(zoo_name)[1] if zoo_name and family else []
     wanted = {k: v.shape for k, v in renamed.items() if _is_weight(k)}
     depths = blocks_of(renamed)
     names = []
@@ -45,8 +43,20 @@ def fitting_names(renamed: Mapping[str, Tensor], zoo_name: str | None) -> list[s
         changed = "-".join([base, *changes]) if family_of(base) == family else base
         if _fits(base, wanted) or (changed != base and _fits(changed, wanted)):
             names.append(changed)
-    same_family = [name for name in names if family_of(name) == family]
-    return same_family or names
+    return [name for name in names if family_of(name) == family] or names
+
+
+def same_family(name: str, zoo_name: str | None) -> bool:
+    return _family(name) is not None and _family(name) == _family(zoo_name)
+
+
+def _family(zoo_name: str | None) -> str | None:
+    from nota_seg.models.zoo import family_of
+
+    try:
+        return family_of(zoo_name) if zoo_name else None
+    except InputError:  # of a later version, or somebody's own
+        return None
 
 
 def _is_weight(key: str) -> bool:

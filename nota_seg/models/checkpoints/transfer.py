@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nota_seg.models.checkpoints.format import Format, State
-from nota_seg.models.checkpoints.hints import fitting_names, same_numbers
+from nota_seg.models.checkpoints.hints import fitting_names, same_family, same_numbers
 from nota_seg.models.checkpoints.reading import read_state_dict
 from nota_seg.models.checkpoints.report import TransferReport
 from nota_seg.models.configuration import PER_STAGE
@@ -85,13 +85,13 @@ def class_names(path: str | Path, task: str, *, formats: list[Format]) -> list[s
     weight = published.rename(dict(state)).get(key) if published is not None else None
     if weight is None:
         return None
-    for folder in (Path(path), Path(path).parent):
-        try:
-            named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
-            if {int(i) for i in named} == set(range(len(weight))):
-                return [str(name) for _, name in sorted(named.items(), key=lambda item: int(item[0]))]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+    file = _config_beside(path)
+    try:
+        named = json.loads(file.read_text(encoding="utf-8"))["id2label"] if file else {}
+        if {int(i) for i in named} == set(range(len(weight))):
+            return [str(name) for _, name in sorted(named.items(), key=lambda item: int(item[0]))]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # the names are lost, their number is not
     return [f"class {i}" for i in range(len(weight))]
 
 
@@ -143,18 +143,22 @@ def _provided(published: Format, path: str | Path, renamed: State) -> Provided:
     if published.provides:
         return [dict(published.provides)] * stages
     # Ours: the folder says what its components are; a bare file does not, and then every role must fit.
-    for folder in (Path(path), Path(path).parent, Path(path) / "best", Path(path) / "last"):
-        file = folder / "config.json"
-        if file.is_file():
-            try:
-                saved = json.loads(file.read_text(encoding="utf-8"))["stages"]
-                return [{kind: frozenset({stage[kind]["name"]}) for kind in PER_STAGE} for stage in saved]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{file} does not say which components the weights beside it belong to ({type(error).__name__}: "
-                    f"{error}); restore it, or move the weights file to a folder of its own"
-                ) from None
-    return [{}] * stages
+    file = _config_beside(path)
+    if file is None:
+        return [{}] * stages
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))["stages"]
+        return [{kind: frozenset({stage[kind]["name"]}) for kind in PER_STAGE} for stage in saved]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file} does not say which components the weights beside it belong to ({type(error).__name__}: "
+            f"{error}); restore it, or move the weights file to a folder of its own"
+        ) from None
+
+
+def _config_beside(path: str | Path) -> Path | None:
+    folders = (Path(path), Path(path).parent, Path(path) / "best", Path(path) / "last")
+    return next((f / "config.json" for f in folders if (f / "config.json").is_file()), None)
 
 
 def _problem(
@@ -170,10 +174,11 @@ def _problem(
     config: Any = model.config
 
     def remedy() -> str:
-        names = fitting_names(renamed, config.zoo_name)
+        names = fitting_names(renamed, config.zoo_name) or _saved_name(report.source)
         if config.zoo_name in names or not names:
             return "use the model that these weights were made for"
-        return f"these are weights of another size: use --model {' or '.join(names)}"
+        what = "size" if same_family(names[0], config.zoo_name) else "model"
+        return f"these are weights of another {what}: use --model {' or '.join(names)}"
 
     if not any(k.startswith("encoder.") for k in report.filled):
         return f"not one encoder weight fits the model; {remedy()}"
@@ -205,6 +210,16 @@ def _names(key: str, provided: Provided) -> frozenset[str] | None:
     """Components that the file has weights for in the role of a parameter inside a stage; None: not known."""
     kind = _part(key)[1]
     return provided[int(key.split(".")[2])].get(kind) if kind in PER_STAGE else None
+
+
+def _saved_name(path: str | Path) -> list[str]:
+    """The model name in the config.json beside a weights file of ours."""
+    file = _config_beside(path)
+    try:
+        name = json.loads(file.read_text(encoding="utf-8")).get("zoo_name") if file else None
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [name] if isinstance(name, str) else []
 
 
 def _should_fit(key: str, config: Any, provided: Provided) -> bool:

@@ -60,7 +60,7 @@ def test_another_size_stops_and_names_the_right_model(source: str, name: str, ri
     path = saved(tmp_path, nvlabs_mit(source))
     model = nota_seg.create_model(name)
     before = snapshot(model)
-    with pytest.raises(InputError, match=rf"another size: use --model {right}$") as caught:
+    with pytest.raises(InputError, match=rf"another (size|model): use --model {right}$") as caught:
         nota_seg.load_checkpoint(model, path)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
@@ -71,6 +71,14 @@ def test_more_blocks_stop_in_every_family(tmp_path: Path) -> None:
         path = saved(tmp_path, nota_seg.create_model(source, "backbone").state_dict())
         with pytest.raises(InputError, match=f"use --model {source}$"):
             nota_seg.load_checkpoint(nota_seg.create_model(name), path)
+
+
+def test_the_name_of_a_hybrid_is_known_from_its_folder(tmp_path: Path) -> None:
+    nota_seg.create_model("segformer-b1-pool").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"another size: use --model segformer-b1-pool$"):
+        nota_seg.load_checkpoint(nota_seg.create_model("segformer-b0"), tmp_path)
+    with pytest.raises(InputError, match=r"another model: use --model segformer-b1-pool$"):
+        nota_seg.load_checkpoint(nota_seg.create_model("swin-t"), tmp_path)
 
 
 def test_more_blocks_pass_when_told(tmp_path: Path) -> None:
