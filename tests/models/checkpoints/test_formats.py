@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -338,13 +338,13 @@ def test_swin_of_transformers(version: int, tmp_path: Path) -> None:
     same_logits(ours, reference, (243, 301), (256, 320), (224, 333), (224, 224))
 
 
-def mmseg_swin(state: State) -> State:
+def mmseg_swin(state: State, unfold: bool = True) -> State:
     """mmseg's names from transformers': one projection for q, k and v, and merging by unfolding."""
     state = names_of_4(state)
     for key in [k for k in state if "self.query" in k]:
         parts = [state.pop(key.replace("query", part)) for part in ("query", "key", "value")]
         state[key.replace("self.query", "w_msa.qkv")] = torch.cat(parts)
-    for key in [k for k in state if "downsample" in k]:
+    for key in [k for k in state if "downsample" in k and unfold]:
         *_, n = state[key].shape
         # Number 4 c + 2 row + column there; here pixels (0, 0), (1, 0), (0, 1), (1, 1), each with all channels.
         source = [(2 * column + row) * (n // 4) + c for c in range(n // 4) for row in (0, 1) for column in (0, 1)]
@@ -369,17 +369,35 @@ def mmseg_swin(state: State) -> State:
     )
 
 
-@pytest.mark.parametrize("names", ["transformers", "mmseg"])
+def authors_swin_in_mmseg(state: State) -> State:
+    """The authors' own fork of mmseg: its frame, their encoder."""
+    rules = [
+        (r"patch_embed\.projection", "patch_embed.proj"),
+        (r"backbone\.stages", "backbone.layers"),
+        (r"w_msa\.", ""),
+        (r"ffn\.layers\.0\.0", "mlp.fc1"),
+        (r"ffn\.layers\.1", "mlp.fc2"),
+    ]
+    return renamed(mmseg_swin(state, unfold=False), rules)
+
+
+FRAMES: dict[str, tuple[str, Callable[[State], State]]] = {
+    "transformers 5": ("transformers Swin", dict),
+    "transformers 4": ("transformers Swin", names_of_4),
+    "mmseg": ("mmseg Swin", mmseg_swin),
+    "authors": ("Swin", authors_swin_in_mmseg),
+}
+
+
+@pytest.mark.parametrize("names", FRAMES)
 def test_swin_with_upernet(names: str, tmp_path: Path) -> None:
     reference = swin_of_transformers(uper=True)
-    state = reference.state_dict()
-    wrapped = {"state_dict": mmseg_swin(state)} if names == "mmseg" else state
-    ours, report = convert(wrapped, tmp_path, "swin-t", "segmentation", num_labels=7)
-    if names == "mmseg":
-        assert report.unused == [] and report.format == "mmseg Swin"
-    else:  # the classifier's norm loses to the one before the decoder
-        assert {k.split(".")[0] for k in report.unused} == {"backbone", "auxiliary_head"}
-        assert "backbone.swin.layernorm.weight" in report.unused
+    known, rename = FRAMES[names]
+    ours, report = convert({"state_dict": rename(reference.state_dict())}, tmp_path, "swin-t", "segmentation",
+                           num_labels=7)  # fmt: skip
+    assert report.format == known
+    # The classifier's norm loses to the one before the decoder.
+    assert all("auxiliary_head" in k or re.search(r"(swin|backbone)\.layernorm", k) for k in report.unused)
     x = torch.randn(1, 3, 229, 260)
     with torch.no_grad():
         logits = F.interpolate(ours(x).logits, size=x.shape[2:], mode="bilinear", align_corners=False)

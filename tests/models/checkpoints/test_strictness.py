@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,9 @@ def snapshot(model: torch.nn.Module) -> State:
 
 def nvlabs_mit(name: str) -> State:
     """A model's encoder in NVlabs' names."""
-    import re
-
     state: State = {}
     for key, value in nota_seg.create_model(name, "backbone").state_dict().items():
-        rules = [
+        rules: list[tuple[str, Any]] = [
             (r"^encoder\.stages\.(\d)\.stem\.", lambda m: f"patch_embed{int(m[1]) + 1}."),
             (r"^encoder\.stages\.(\d)\.norm\.", lambda m: f"norm{int(m[1]) + 1}."),
             (r"^encoder\.stages\.(\d)\.blocks\.", lambda m: f"block{int(m[1]) + 1}."),
@@ -35,7 +34,7 @@ def nvlabs_mit(name: str) -> State:
             (r"skip(\d)\.norm", r"norm\1"),
         ]
         for pattern, replacement in rules:
-            key = re.sub(pattern, replacement, key)  # type: ignore[arg-type]
+            key = re.sub(pattern, replacement, key)
         state[key] = value
     return state
 
