@@ -45,6 +45,7 @@ class StageConfig:
     skip: Spec = "add"
     blocks: Sequence[Spec] | None = None  # a pattern of block kinds; None: mixer and feed-forward inside the skip
     norm: str = "layer"  # of the stage's map: layer, batch or none
+    norm_next: bool = True  # whether the next stage goes on from the normed map; Swin's norms are for the decoder alone
 
     def __post_init__(self) -> None:
         for name in ("depth", "dim", "stride", "heads"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +44,30 @@ class Stage(nn.Module):
                 block = Block(stage, drop_path, eps, index=i)
             self.blocks.append(block)
         self.norm = NORMS[stage.norm](stage.dim, eps)
+        self.norm_next = stage.norm_next
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
+    def forward(self, x_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """The stage's feature map, and what the next stage goes on from."""
         x_BHWC = self.stem(x_BHWC)
         for block in self.blocks:
             x_BHWC = block(x_BHWC)
-        return self.norm(x_BHWC)
+        normed_BHWC = self.norm(x_BHWC)
+        return normed_BHWC, normed_BHWC if self.norm_next else x_BHWC
 
 
 class Encoder(nn.Module):
-    """The hierarchical encoder: (B, 3, H, W) to one (B, H/stride, W/stride, C) map a stage."""
+    """The hierarchical encoder: (B, 3, H, W) to one (B, H/stride, W/stride, C) map a stage.
 
-    def __init__(self, config: NotaSegConfig) -> None:
+    Args:
+        config: Of the model.
+        last_only: Only the last map is used: norms that no later stage goes on from are left out.
+    """
+
+    def __init__(self, config: NotaSegConfig, last_only: bool = False) -> None:
         super().__init__()
         stages = config.stage_configs
+        if last_only:
+            stages = [s if s.norm_next else replace(s, norm="none") for s in stages[:-1]] + stages[-1:]
         depth = sum(s.depth for s in stages)
         # Plain arithmetic: a tensor would fail where models are built without storage.
         rates = iter(config.drop_path_rate * i / max(1, depth - 1) for i in range(depth))
@@ -70,8 +81,8 @@ class Encoder(nn.Module):
         x_BHWC = pixel_values.permute(0, 2, 3, 1).contiguous()
         features = []
         for stage in self.stages:
-            x_BHWC = stage(x_BHWC)
-            features.append(x_BHWC)
+            feature_BHWC, x_BHWC = stage(x_BHWC)
+            features.append(feature_BHWC)
         return features
 
 
@@ -154,7 +165,7 @@ class NotaSegForImageClassification(NotaSegPreTrainedModel):
 
     def __init__(self, config: NotaSegConfig) -> None:
         super().__init__(config)
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, last_only=True)
         self.classifier = nn.Linear(config.channels[-1], config.num_labels)
         self.post_init()
 

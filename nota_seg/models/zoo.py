@@ -218,9 +218,11 @@ def create_model(name: str, task: str = "segmentation", num_labels: int = 150, *
     return tasks[task](create_config(name, num_labels=num_labels, **overrides))
 
 
-def create_from_settings(name: str, *, num_labels: int, sets: Sequence[str]) -> Any:
-    """A segmentation model from a name and `--set model.key=value` strings."""
+def create_from_settings(
+    name: str, *, num_labels: int, sets: Sequence[str], task: str = "segmentation", **overrides: Any
+) -> Any:
+    """A model from a name and `--set model.key=value` strings."""
     from nota_seg.config import FinetuneConfig, build
 
     section = build(FinetuneConfig, options={"model.name": name}, sets=sets).model
-    return create_model(section.name, num_labels=num_labels, **section.overrides())
+    return create_model(section.name, task, num_labels=num_labels, **section.overrides(), **overrides)

@@ -29,7 +29,7 @@ OPTIONS = {
     },
     "predict": {"--pretrain", "--output-dir", "--device", "--gpu", "--overwrite"},
     "flops": {"--model", "--pretrain", "--size", "--num-classes", "--set", "--json"},
-    "convert": {"--model", "--num-classes", "--task", "--overwrite"},
+    "convert": {"--model", "--num-classes", "--task", "--set", "--overwrite"},
     "new": set(),
     "data": set(),
 }  # fmt: skip

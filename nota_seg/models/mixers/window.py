@@ -29,11 +29,20 @@ class WindowAttention(nn.Module):
         index: Number of the block in its stage, from 0.
         size: Side w of a window.
         shift: Roll the map by size // 2 in every second block; without, no block does.
+        shift_single: Shift also where a map's shorter side is one window. Published segmentation code does; published
+            classification, whose last stage is one window at its training size, does not.
         qkv_bias: Biases in the qkv projection.
     """
 
     def __init__(
-        self, dim: int, heads: int, index: int = 0, size: int = 7, shift: bool = True, qkv_bias: bool = True
+        self,
+        dim: int,
+        heads: int,
+        index: int = 0,
+        size: int = 7,
+        shift: bool = True,
+        shift_single: bool = True,
+        qkv_bias: bool = True,
     ) -> None:
         super().__init__()
         if size < 1:
@@ -42,6 +51,7 @@ class WindowAttention(nn.Module):
         self.head_dim = check_heads("window", dim, heads)
         self.size = size
         self.shift = size // 2 if shift and index % 2 else 0
+        self.shift_single = shift_single
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         # One bias a head for each offset (dy, dx) between two tokens of a window, dy and dx from 1 - w to w - 1.
@@ -55,7 +65,8 @@ class WindowAttention(nn.Module):
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         B, H, W, C = x_BHWC.shape
-        w, s = self.size, self.shift
+        w = self.size
+        s = self.shift if self.shift_single or min(H, W) != w else 0
         x_BPQC = F.pad(x_BHWC, (0, 0, 0, -W % w, 0, -H % w))
         P, Q = x_BPQC.shape[1:3]
         if s:
@@ -63,7 +74,7 @@ class WindowAttention(nn.Module):
         x_nTC = self._to_windows(x_BPQC)
         qkv_nT3hd = self.qkv(x_nTC).view(-1, w * w, 3, self.heads, self.head_dim)
         q_nhTd, k_nhTd, v_nhTd = qkv_nT3hd.permute(2, 0, 3, 1, 4).unbind(0)
-        out_nhTd = F.scaled_dot_product_attention(q_nhTd, k_nhTd, v_nhTd, attn_mask=self._mask(B, P, Q, q_nhTd))
+        out_nhTd = F.scaled_dot_product_attention(q_nhTd, k_nhTd, v_nhTd, attn_mask=self._mask(B, P, Q, s, q_nhTd))
         x_BPQC = self._to_map(self.proj(out_nhTd.transpose(1, 2).flatten(2)), P, Q)
         if s:
             x_BPQC = x_BPQC.roll((s, s), dims=(1, 2))
@@ -78,14 +89,14 @@ class WindowAttention(nn.Module):
         w = self.size
         return x_nTC.view(-1, P // w, Q // w, w, w, x_nTC.shape[-1]).transpose(2, 3).reshape(-1, P, Q, x_nTC.shape[-1])
 
-    def _mask(self, B: int, P: int, Q: int, like: Tensor) -> Tensor:
+    def _mask(self, B: int, P: int, Q: int, shift: int, like: Tensor) -> Tensor:
         """What is added to the logits: position bias (1, h, T, T); in shifted blocks with the mask, (n, h, T, T)."""
         w = self.size
         y_T = torch.arange(w, device=like.device).repeat_interleave(w)
         x_T = torch.arange(w, device=like.device).repeat(w)
         offset_TT = (y_T[:, None] - y_T + w - 1) * (2 * w - 1) + x_T[:, None] - x_T + w - 1
         bias_1hTT = self.position_bias[offset_TT].permute(2, 0, 1)[None].to(like.dtype)
-        if not self.shift:
+        if not shift:
             return bias_1hTT
         # The roll brought the far border next to the near one. Of the last window of a row or column, tokens on the
         # two sides of that seam must not see each other.

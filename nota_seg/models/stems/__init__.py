@@ -5,4 +5,5 @@ from nota_seg.models.stems import (
     next,  # noqa: F401
     overlap,  # noqa: F401
     patch,  # noqa: F401
+    patch_merging,  # noqa: F401
 )
