@@ -21,6 +21,7 @@ from util.errors import InputError, did_you_mean
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STAGE_NORMS = ("layer", "batch", "none")
+Architecture = dict[str, Any]  # keyword arguments of NotaSegConfig: stages, decoder, ...
 PER_STAGE = {"mixer": MIXERS, "feedforward": FEEDFORWARDS, "skip": SKIPS, "stem": STEMS}
 
 

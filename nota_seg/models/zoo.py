@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-from nota_seg.models.configuration import PER_STAGE, NotaSegConfig
+from nota_seg.models.configuration import PER_STAGE, Architecture, NotaSegConfig
+from nota_seg.models.families.pvtv2 import PVTV2
+from nota_seg.models.families.swin import SWIN
 from nota_seg.models.registry import DECODERS, FEEDFORWARDS, MIXERS, SKIPS, STEMS, Registry
 from util.errors import InputError, did_you_mean
-
-Architecture = dict[str, Any]  # keyword arguments of NotaSegConfig: stages, decoder, ...
 
 
 def _segformer(dims: Sequence[int], depths: Sequence[int], decoder_dim: int) -> Architecture:
@@ -93,66 +93,6 @@ def _nextvit(repeats: int) -> Architecture:
 
 # arXiv 2207.05501, table 3: depths 3, 4, 10 | 20 | 30, 3.
 NEXTVIT = {"nextvit-s": _nextvit(2), "nextvit-b": _nextvit(4), "nextvit-l": _nextvit(6)}
-
-
-def _pvtv2(
-    dims: Sequence[int], depths: Sequence[int], ratios: Sequence[float] = (8, 8, 4, 4), linear: bool = False
-) -> Architecture:
-    stages = [
-        dict(
-            depth=depth,
-            dim=dim,
-            stride=stride,
-            heads=heads,
-            mlp_ratio=mlp_ratio,
-            mixer="lsra" if linear else {"name": "sra", "ratio": ratio},
-            feedforward="pvt" if linear else "mix",
-        )
-        for depth, dim, stride, heads, mlp_ratio, ratio in zip(
-            depths, dims, (4, 2, 2, 2), (1, 2, 5, 8), ratios, (8, 4, 2, 1), strict=True
-        )
-    ]
-    return dict(stages=stages, decoder={"name": "fpn"})
-
-
-# arXiv 2106.13797, table 1.
-PVTV2 = {
-    "pvtv2-b0": _pvtv2((32, 64, 160, 256), (2, 2, 2, 2)),
-    "pvtv2-b1": _pvtv2((64, 128, 320, 512), (2, 2, 2, 2)),
-    "pvtv2-b2-li": _pvtv2((64, 128, 320, 512), (3, 4, 6, 3), linear=True),
-    "pvtv2-b2": _pvtv2((64, 128, 320, 512), (3, 4, 6, 3)),
-    "pvtv2-b3": _pvtv2((64, 128, 320, 512), (3, 4, 18, 3)),
-    "pvtv2-b4": _pvtv2((64, 128, 320, 512), (3, 8, 27, 3)),
-    "pvtv2-b5": _pvtv2((64, 128, 320, 512), (3, 6, 40, 3), ratios=(4, 4, 4, 4)),
-}
-
-
-def _swin(dim: int, depths: Sequence[int], heads: int) -> Architecture:
-    """Each stage twice the channels and heads of the one before; norms for the decoder alone, as in segmentation."""
-    stages = [
-        dict(
-            depth=depth,
-            dim=dim << i,
-            stride=2 if i else 4,
-            heads=heads << i,
-            mlp_ratio=4,
-            stem="merge" if i else "patch",
-            mixer={"name": "window", "shift_single": False},
-            feedforward="mlp",
-            norm_next=False,
-        )
-        for i, depth in enumerate(depths)
-    ]
-    return dict(stages=stages, decoder={"name": "uper"}, layer_norm_eps=1e-5, drop_path_rate=0.2)
-
-
-# arXiv 2103.14030, table 7; windows of 7.
-SWIN = {
-    "swin-t": _swin(96, (2, 2, 6, 2), heads=3),
-    "swin-s": _swin(96, (2, 2, 18, 2), heads=3),
-    "swin-b": _swin(128, (2, 2, 18, 2), heads=4),
-    "swin-l": _swin(192, (2, 2, 18, 2), heads=6),
-}
 
 # The study's own: SegFormer's block with pooled keys and values, DEST's feed-forward and the bare ham.
 NOTA = {
