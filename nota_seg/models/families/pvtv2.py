@@ -1,4 +1,4 @@
-"""PVTv2 with semantic FPN (arXiv 2106.13797, table 1)."""
+"""PVTv2 with semantic FPN (arXiv 2106.13797, table 1); `-li` is the linear variant."""
 
 from __future__ import annotations
 

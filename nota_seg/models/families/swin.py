@@ -1,4 +1,4 @@
-"""Swin with UPerNet (arXiv 2103.14030, table 7); windows of 7."""
+"""Swin with UPerNet (arXiv 2103.14030, table 7), windows of 7."""
 
 from __future__ import annotations
 
