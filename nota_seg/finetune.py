@@ -64,7 +64,7 @@ class SegmentationTask:
         self.protocol = protocol_of(config.eval, data.crop_size, data.base_size)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        logits = model(normalise(batch["pixel_values"], self.mean, self.std)).logits
+        logits = model(normalise(batch["pixels"].permute(0, 3, 1, 2), self.mean, self.std)).logits
         weight = None if self.class_weights is None else self.class_weights.to(logits.device)
         return upsampled_cross_entropy(logits, batch["labels"], weight=weight)
 
