@@ -17,11 +17,12 @@ from nota_seg.data.dataset import TrainDataset
 from nota_seg.data.sources import SegmentationSource, open_source
 from nota_seg.data.transforms import TrainTransform
 from nota_seg.evaluate import evaluate, format_table
-from nota_seg.inference import Protocol, normalise
+from nota_seg.inference import Protocol
 from nota_seg.models import create_model
 from nota_seg.models.checkpoints import load_checkpoint
 from nota_seg.models.configuration import NotaSegConfig
 from nota_seg.models.losses import upsampled_cross_entropy
+from nota_seg.models.pixels import normalise
 from nota_seg.training.runs import run
 from util.errors import InputError
 from util.files import write_text
