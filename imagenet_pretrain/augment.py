@@ -76,10 +76,10 @@ class TrainTransform:
         with seeded(int(seed)):  # timm draws from Python's, NumPy's and torch's global generators
             picture = torch.from_numpy(image).permute(2, 0, 1)
             top, left, height, width = self.crop.get_params(picture, self.crop.scale, self.crop.ratio)
-            cut = picture[None, :, top : top + height, left : left + width]
+            cut = picture[None, :, top : top + height, left : left + width].contiguous()
             size = (self.input_size, self.input_size)
             resized = F.interpolate(cut, size, mode="bicubic", antialias=True)
-            pixels = np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+            pixels = cv2.merge(list(resized[0].numpy()))  # planes to (H, W, 3), faster than a transposing copy
             if random.random() < self.hflip:
                 pixels = cv2.flip(pixels, 1)
             for step in self.colours:

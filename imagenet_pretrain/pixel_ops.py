@@ -17,7 +17,6 @@ from PIL import Image
 from timm.data import auto_augment as timm_ops
 
 Operation = Callable[..., np.ndarray]
-KERNELS = {Image.Resampling.NEAREST: cv2.INTER_NEAREST, Image.Resampling.BICUBIC: cv2.INTER_CUBIC}
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13  # Pillow's ImageFilter.SMOOTH
 LUMA = np.array([[0.299, 0.587, 0.114]])
 VALUES = np.arange(256)
@@ -28,51 +27,59 @@ def table(values: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def affine(img: np.ndarray, matrix: tuple[float, ...], fillcolor: Any, resample: Any) -> np.ndarray:
-    """Pillow's AFFINE: (a, b, c, d, e, f) take a point of the result to one of `img`, corners of pixels at integers."""
+def affine(img: np.ndarray, matrix: tuple[float, ...], fillcolor: Any) -> np.ndarray:
+    """Pillow's AFFINE: (a, b, c, d, e, f) take a point of the result to one of `img`, corners of pixels at integers.
+
+    Always bilinear: what comes here was magnified a moment ago, so that there is nothing finer for bicubic to keep.
+    """
     a, b, c, d, e, f = matrix
     # OpenCV counts from the centres of pixels.
     centred = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
-    flags = KERNELS.get(resample, cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(img, centred, img.shape[1::-1], flags=flags, borderValue=fillcolor)
 
 
-def shear_x(img: np.ndarray, factor: float, fillcolor: Any = 0, resample: Any = None) -> np.ndarray:
-    return affine(img, (1, factor, 0, 0, 1, 0), fillcolor, resample)
+def shear_x(img: np.ndarray, factor: float, fillcolor: Any = 0, **_: Any) -> np.ndarray:
+    return affine(img, (1, factor, 0, 0, 1, 0), fillcolor)
 
 
-def shear_y(img: np.ndarray, factor: float, fillcolor: Any = 0, resample: Any = None) -> np.ndarray:
-    return affine(img, (1, 0, 0, factor, 1, 0), fillcolor, resample)
+def shear_y(img: np.ndarray, factor: float, fillcolor: Any = 0, **_: Any) -> np.ndarray:
+    return affine(img, (1, 0, 0, factor, 1, 0), fillcolor)
 
 
-def translate_x_rel(img: np.ndarray, pct: float, fillcolor: Any = 0, resample: Any = None) -> np.ndarray:
-    return affine(img, (1, 0, pct * img.shape[1], 0, 1, 0), fillcolor, resample)
+def translate_x_rel(img: np.ndarray, pct: float, fillcolor: Any = 0, **_: Any) -> np.ndarray:
+    return affine(img, (1, 0, pct * img.shape[1], 0, 1, 0), fillcolor)
 
 
-def translate_y_rel(img: np.ndarray, pct: float, fillcolor: Any = 0, resample: Any = None) -> np.ndarray:
-    return affine(img, (1, 0, 0, 0, 1, pct * img.shape[0]), fillcolor, resample)
+def translate_y_rel(img: np.ndarray, pct: float, fillcolor: Any = 0, **_: Any) -> np.ndarray:
+    return affine(img, (1, 0, 0, 0, 1, pct * img.shape[0]), fillcolor)
 
 
-def rotate(img: np.ndarray, degrees: float, fillcolor: Any = 0, resample: Any = None) -> np.ndarray:
+def rotate(img: np.ndarray, degrees: float, fillcolor: Any = 0, **_: Any) -> np.ndarray:
     """Counter-clockwise around the middle."""
     x, y = img.shape[1] / 2, img.shape[0] / 2
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     matrix = (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y)
-    return affine(img, matrix, fillcolor, resample)
+    return affine(img, matrix, fillcolor)
+
+
+def histograms(img: np.ndarray) -> np.ndarray:
+    """(3, 256) counts."""
+    counts = [cv2.calcHist([img], [channel], None, [256], [0, 256]) for channel in range(3)]
+    return np.stack(counts).reshape(3, 256).astype(np.int64)
 
 
 def auto_contrast(img: np.ndarray, **_: Any) -> np.ndarray:
-    flat = img.reshape(-1, 3)
-    low, high = flat.min(axis=0).astype(float), flat.max(axis=0).astype(float)
-    scale = np.where(high > low, 255 / np.maximum(high - low, 1), 1)
-    offset = np.where(high > low, low, 0)
-    return cv2.LUT(img, table(np.floor((VALUES[:, None] - offset) * scale))[:, None])
+    columns = []
+    for histogram in histograms(img):
+        low, high = np.flatnonzero(histogram)[[0, -1]]
+        columns.append(np.floor((VALUES - low) * (255 / (high - low))) if high > low else VALUES)
+    return cv2.LUT(img, table(np.stack(columns, axis=1))[:, None])
 
 
 def equalize(img: np.ndarray, **_: Any) -> np.ndarray:
     columns = []
-    for channel in range(3):
-        histogram = cv2.calcHist([img], [channel], None, [256], [0, 256]).astype(np.int64).ravel()
+    for histogram in histograms(img):
         used = histogram[histogram > 0]
         step = (used.sum() - used[-1]) // 255
         below = np.cumsum(histogram) - histogram

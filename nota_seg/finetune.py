@@ -59,7 +59,9 @@ class SegmentationTask:
             jitter=data.color_jitter,
             extra=data.extra,
         )
-        self.train_data = TrainDataset(source, transform, limit=data.limit)
+        processes = max(1, config.train.workers) * accelerator.num_processes
+        cache = data.cache_gib * 2**30 / processes
+        self.train_data = TrainDataset(source, transform, limit=data.limit, cache_bytes=cache)
         self.mean, self.std = self.model.config.image_mean, self.model.config.image_std
         self.class_weights = class_weights(config, self.train_data, source.num_labels)
         self.protocol = protocol_of(config.eval, data.crop_size, data.base_size)

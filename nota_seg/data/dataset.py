@@ -18,12 +18,22 @@ class TrainDataset(Dataset[dict[str, torch.Tensor]]):
         transform: Augmentation.
         split: Of the source.
         limit: The first so many pictures only.
+        cache_bytes: Decoded pictures are kept while they fit into so many bytes, in each loader process for itself.
+            What a process has decoded before costs it no decoding again; what is drawn does not change.
     """
 
     def __init__(
-        self, source: SegmentationSource, transform: TrainTransform, split: str = "train", *, limit: int | None = None
+        self,
+        source: SegmentationSource,
+        transform: TrainTransform,
+        split: str = "train",
+        *,
+        limit: int | None = None,
+        cache_bytes: float = 0,
     ) -> None:
         self.source, self.transform, self.split, self.limit = source, transform, source.split(split), limit
+        self._free = cache_bytes
+        self._decoded: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         count = self.source.splits[self.split]
@@ -35,6 +45,18 @@ class TrainDataset(Dataset[dict[str, torch.Tensor]]):
         Bytes in the order of the decoder: what turns them into the model's input runs on the device.
         """
         index, seed = key
-        image, label = self.transform(*self.source.read(self.split, index), seed)
+        image, label = self.transform(*self._read(index), seed)
         pixels, labels = np.ascontiguousarray(image), np.ascontiguousarray(label)
         return {"pixels": torch.from_numpy(pixels), "labels": torch.from_numpy(labels)}
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        if index in self._decoded:
+            return self._decoded[index]
+        pair = self.source.read(self.split, index)
+        size = sum(array.nbytes for array in pair)
+        if size <= self._free:
+            for array in pair:
+                array.flags.writeable = False  # a transform that worked in place would spoil every later draw
+            self._decoded[index] = pair
+            self._free -= size
+        return pair

@@ -132,6 +132,7 @@ def _source_range(start: int, length: int, step: float, limit: int) -> tuple[int
 
 GREY = np.array([0.299, 0.587, 0.114])  # luma of ITU-R BT.601
 YIQ = np.array([GREY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+RGB = np.linalg.inv(YIQ)
 
 
 class ColorTwist(A.ImageOnlyTransform):
@@ -189,7 +190,7 @@ def twist(steps: Sequence[tuple[str, float]], mean: np.ndarray) -> np.ndarray:
         shift = np.zeros(3)
         if name == "hue":
             c, s = np.cos(2 * np.pi * factor), np.sin(2 * np.pi * factor)
-            change = np.linalg.inv(YIQ) @ np.array([[1, 0, 0], [0, c, s], [0, -s, c]]) @ YIQ
+            change = RGB @ np.array([[1, 0, 0], [0, c, s], [0, -s, c]]) @ YIQ
         elif name == "saturation":
             change = factor * np.eye(3) + (1 - factor) * np.tile(GREY, (3, 1))
         else:

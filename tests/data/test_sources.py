@@ -414,6 +414,20 @@ def test_training_data(tmp_path: Path) -> None:
     assert item["labels"].shape == (16, 24) and str(item["labels"].dtype) == "torch.uint8" and len(train) == 2
 
 
+def test_decoded_pictures_are_kept_within_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(images_masks(tmp_path))
+    size = sum(array.nbytes for array in source.read("train", 0))
+    plain = TrainDataset(source, TrainTransform((16, 24)))
+    cached = TrainDataset(source, TrainTransform((16, 24)), cache_bytes=1.5 * size)  # one of the two fits
+    expected = [plain[(i, seed)] for i in (0, 1) for seed in (5, 6)]
+    decoded: list[int] = []
+    read = source.read
+    monkeypatch.setattr(source, "read", lambda split, index: decoded.append(index) or read(split, index))
+    for want, item in zip(expected, [cached[(i, seed)] for i in (0, 1) for seed in (5, 6)], strict=True):
+        assert want["pixels"].equal(item["pixels"]) and want["labels"].equal(item["labels"])
+    assert decoded == [0, 1, 1]
+
+
 # ---- real data, where there is any ----
 
 DATA = os.environ.get("NOTA_SEG_DATA")
