@@ -35,8 +35,10 @@ def table(results: list[Result]) -> str:
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) if i in (0, 6) else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-             for row in rows]  # fmt: skip
+    lines = []
+    for name, *numbers, verdict in rows:
+        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=False)]
+        lines.append("  ".join([name.ljust(widths[0]), *cells, verdict]))
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 

@@ -88,7 +88,10 @@ def paired(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int = 9,
     ratios = sorted(b / a for a, b in times)
     quarter = len(ratios) // 4
     return Timing(
-        median(a for a, _ in times), median(b for _, b in times), median(ratios), (ratios[quarter], ratios[-1 - quarter])
+        median(a for a, _ in times),
+        median(b for _, b in times),
+        median(ratios),
+        (ratios[quarter], ratios[-1 - quarter]),
     )
 
 

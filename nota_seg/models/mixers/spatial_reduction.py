@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nota_seg.models.layers import Linear
 from nota_seg.models.registry import MIXERS
 from util.errors import InputError
 
@@ -38,9 +39,9 @@ class SpatialReductionAttention(nn.Module):
         self.heads = heads
         self.head_dim = check_heads("sra", dim, heads)
         self.ratio = ratio
-        self.q = nn.Linear(dim, dim, bias=qkv_bias)
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim, bias=qkv_bias)
+        self.kv = Linear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         if ratio > 1:
             self.reduce = nn.Conv2d(dim, dim, kernel_size=ratio, stride=ratio)
             self.norm = nn.LayerNorm(dim, eps=1e-5)
