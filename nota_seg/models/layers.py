@@ -29,9 +29,16 @@ def eager_on_cpu(x: Tensor) -> bool:
     )
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias, without a gradient; (..., K) and (N, K) to (..., N)."""
-    return _pointwise(x, weight, bias, "none", [], "")
+    if _pointwise is None or x.dtype != torch.float32 or x.numel() == 0:
+        return F.linear(x, weight, bias)
+    return _pointwise(_dense(x), _dense(weight), bias, "none", [], "")
+
+
+def _dense(x: Tensor) -> Tensor:
+    """As it is or transposed; from a slice, which oneDNN multiplies a hundred times slower, a copy."""
+    return x if x.is_contiguous() or (x.ndim == 2 and x.t().is_contiguous()) else x.contiguous()
 
 
 class _Linear(torch.autograd.Function):
@@ -39,21 +46,21 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         rows, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         # Under create_graph these are differentiated again, which the bare product cannot be.
-        product = F.linear if torch.is_grad_enabled() else _product
+        multiply = F.linear if torch.is_grad_enabled() else product
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = product(grads, weight.t()).view(x.shape)
+            grad_x = multiply(grads, weight.t()).view(x.shape)
         if ctx.needs_input_grad[1]:
             # Fast only with the narrower side first.
             narrow = rows.shape[1] <= grads.shape[1]
-            grad_weight = product(rows.t(), grads.t()).t() if narrow else product(grads.t(), rows.t())
+            grad_weight = multiply(rows.t(), grads.t()).t() if narrow else multiply(grads.t(), rows.t())
         if ctx.has_bias and ctx.needs_input_grad[2]:
             grad_bias = grads.sum(0)
         return grad_x, grad_weight, grad_bias
@@ -67,11 +74,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: (N, K).
         bias: (N).
     """
-    if _pointwise is None or not eager_on_cpu(x) or weight.dtype != x.dtype or x.numel() == 0:
+    if not eager_on_cpu(x) or weight.dtype != x.dtype:
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return _Linear.apply(x, weight, bias)
-    return _product(x, weight, bias)
+    return product(x, weight, bias)
 
 
 class Linear(nn.Linear):

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 
-def taps(size: int, target: int, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def taps(
+    size: int, target: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
     """Of each position of the result: both neighbours in the source, and the weight of the second."""
-    position = (torch.arange(target, device=device, dtype=torch.float32) + 0.5) * (size / target) - 0.5
+    position = (torch.arange(target, device=device, dtype=dtype) + 0.5) * (size / target) - 0.5
     position = position.clamp(min=0)
     low = position.long().clamp(max=size - 1)
     return low, (low + 1).clamp(max=size - 1), position - low
@@ -37,15 +39,15 @@ class _Strip:
 @lru_cache(maxsize=256)
 def _strips(size: int, target: int, step: int, dtype: torch.dtype) -> tuple[_Strip, ...]:
     with torch.inference_mode(False):  # what is kept may be used anywhere later
-        low, high, weight = taps(size, target)
+        low, high, weight = taps(size, target, dtype=dtype)
         strips = []
         for start in range(0, target, step):
             part = slice(start, min(start + step, target))
             first, last = int(low[part][0]), int(high[part][-1]) + 1
             matrix = torch.zeros(part.stop - part.start, last - first, dtype=dtype)
             row = torch.arange(matrix.shape[0])
-            matrix[row, low[part] - first] = (1 - weight[part]).to(dtype)
-            matrix[row, high[part] - first] += weight[part].to(dtype)  # both neighbours are one at the border
+            matrix[row, low[part] - first] = 1 - weight[part]
+            matrix[row, high[part] - first] += weight[part]  # both neighbours are one at the border
             strips.append(_Strip(part, slice(first, last), matrix))
     return tuple(strips)
 

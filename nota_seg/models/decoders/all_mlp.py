@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nota_seg.models.decoders.tiled import classify
+from nota_seg.models.layers import Linear, eager_on_cpu, linear
 from nota_seg.models.registry import DECODERS
 
 
@@ -40,7 +42,7 @@ class AllMLP(nn.Module):
         super().__init__()
         self.stride = strides[0]
         self.textbook = textbook
-        self.linears = nn.ModuleList(nn.Linear(c, dim) for c in channels)
+        self.linears = nn.ModuleList(Linear(c, dim) for c in channels)
         self.fuse = nn.Conv2d(len(channels) * dim, dim, kernel_size=1, bias=False)
         self.norm = nn.BatchNorm2d(dim)
         self.dropout = nn.Dropout2d(dropout)
@@ -48,8 +50,17 @@ class AllMLP(nn.Module):
         self._folded: tuple[tuple, list[tuple[Tensor, Tensor]]] | None = None
 
     def forward(self, features: list[Tensor]) -> Tensor:
+        if not self.textbook and eager_on_cpu(features[0]) and type(self.norm) is nn.BatchNorm2d:
+            return self._by_tiles(features)
         fused_BDHW = self._fuse_textbook(features) if self.textbook else self._fuse(features)
         return self.classifier(self.dropout(F.relu(self.norm(fused_BDHW))))
+
+    def _by_tiles(self, features: list[Tensor]) -> Tensor:
+        maps = [x_BCHW.permute(0, 2, 3, 1) for x_BCHW in features]
+        weights, biases = zip(*self._projections(), strict=True)
+        others = [linear(x, weight) for x, weight in zip(maps[1:], weights[1:], strict=True)]
+        bias = torch.stack(biases).sum(0)  # resizing leaves constants as they are
+        return classify(maps[0], weights[0], bias, others, self.norm, self.dropout, self.classifier)
 
     def _fuse(self, features: list[Tensor]) -> Tensor:
         size = features[0].shape[2:]
@@ -71,7 +82,7 @@ class AllMLP(nn.Module):
 
     def _fold(self) -> list[tuple[Tensor, Tensor]]:
         slices = self.fuse.weight[:, :, 0, 0].chunk(len(self.linears), dim=1)[::-1]
-        return [(w @ linear.weight, w @ linear.bias) for w, linear in zip(slices, self.linears, strict=True)]
+        return [(linear(w, layer.weight.t()), w @ layer.bias) for w, layer in zip(slices, self.linears, strict=True)]
 
     def _projections(self) -> list[tuple[Tensor, Tensor]]:
         """W_i (D, C_i) and b_i (D) of every stage.
