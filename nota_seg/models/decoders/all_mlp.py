@@ -75,8 +75,8 @@ class AllMLP(nn.Module):
     def _fuse_textbook(self, features: list[Tensor]) -> Tensor:
         size = features[0].shape[2:]
         projected = []
-        for x_BCHW, linear in zip(features, self.linears, strict=True):
-            y_BDHW = linear(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        for x_BCHW, layer in zip(features, self.linears, strict=True):
+            y_BDHW = layer(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             projected.append(F.interpolate(y_BDHW, size=size, mode="bilinear", align_corners=False))
         return self.fuse(torch.cat(projected[::-1], dim=1))  # deepest stage first, as published
 
