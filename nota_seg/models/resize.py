@@ -72,7 +72,7 @@ class Tile:
     def add_to(self, tile_RQC: Tensor, x_hwC: Tensor) -> None:
         """Add the same tile of the resized `x_hwC` to a contiguous tensor in place."""
         narrow_rQC = torch.matmul(self.horizontal.matrix, x_hwC[self.vertical.source, self.horizontal.source])
-        tile_RQC.flatten(1).addmm_(self.vertical.matrix, narrow_rQC.flatten(1))
+        tile_RQC.view(len(tile_RQC), -1).addmm_(self.vertical.matrix, narrow_rQC.flatten(1))
 
     def put_back(self, grad_RQC: Tensor, grad_hwC: Tensor) -> None:
         """The transpose of `take`: add the tile's gradient to that of the source in place."""

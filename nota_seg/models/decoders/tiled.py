@@ -38,7 +38,7 @@ def classify(
     weight_DC: Tensor,
     bias_D: Tensor,
     others_BhwD: list[Tensor],
-    norm: nn.BatchNorm2d,
+    norm: nn.BatchNorm2d | nn.Identity,
     dropout: nn.Module,
     classifier: nn.Conv2d,
 ) -> Tensor:
@@ -49,13 +49,15 @@ def classify(
         weight_DC: Its projection.
         bias_D: Of the sum.
         others_BhwD: The coarser maps, projected.
-        norm: Updates its running statistics as ever when it is in training.
+        norm: Updates its running statistics as ever when it is in training; an identity where it is folded.
         dropout: Of whole channels.
         classifier: 1x1.
 
     Returns:
         (B, K, h, w).
     """
+    if isinstance(norm, nn.Identity):
+        norm = nn.BatchNorm2d(len(bias_D), eps=0).eval()
     batch, (B, h, w) = norm.training or norm.running_mean is None, first_BhwC.shape[:3]
     mask_BD = dropout(first_BhwC.new_ones(B, weight_DC.shape[0], 1, 1)).flatten(1) if dropout.training else None
     logits_BhwK, mean, var = _Head.apply(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nota_seg.models.layers import Linear, eager_on_cpu, product
+from nota_seg.models.layers import Linear, eager_on_cpu, product, untouched
 from nota_seg.models.registry import FEEDFORWARDS
 
 PIECE = 1 << 19  # hidden values at a time: 2 MB
@@ -35,8 +35,8 @@ class MixFeedForward(nn.Module):
         self.fc2 = Linear(hidden, dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        if eager_on_cpu(x_BHWC):
-            layers = (self.fc1, self.dwconv, self.fc2)
+        layers = (self.fc1, self.dwconv, self.fc2)
+        if eager_on_cpu(x_BHWC) and untouched(*layers):
             return _ByRows.apply(x_BHWC, *(p for layer in layers for p in (layer.weight, layer.bias)))
         x_BHWC = self.fc1(x_BHWC)
         x_BHWC = self.dwconv(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
