@@ -21,10 +21,12 @@ from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput,
 
 from nota_seg.models.block import Block
 from nota_seg.models.configuration import NotaSegConfig, StageConfig
+from nota_seg.models.fuse import fold_batch_norms
 from nota_seg.models.labels import labels_from_logits
 from nota_seg.models.losses import upsampled_cross_entropy
 from nota_seg.models.norms import NORMS
 from nota_seg.models.registry import BLOCKS, DECODERS, STEMS
+from util.errors import InputError
 
 
 class Stage(nn.Module):
@@ -96,6 +98,7 @@ class NotaSegPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     _no_split_modules = ["Block"]
     _supports_sdpa = True
+    _fused = False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -123,8 +126,24 @@ class NotaSegPreTrainedModel(PreTrainedModel):
         if isinstance(bias, nn.Parameter) and not getattr(bias, "_is_hf_initialized", False):
             nn.init.zeros_(bias)
 
+    def fuse(self) -> NotaSegPreTrainedModel:
+        """Fold batch norms into the convolutions before them, for inference: equal up to rounding, in place.
+
+        The way back is to load the weights anew: a fused model neither trains nor is saved.
+        """
+        fold_batch_norms(self.eval())
+        self._fused = True
+        return self
+
+    def train(self, mode: bool = True) -> NotaSegPreTrainedModel:
+        if mode and self._fused:
+            raise InputError("a fused model has no batch norms left to train: load the weights anew")
+        return super().train(mode)
+
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """As in transformers, and an image processor beside the weights: a model without one is half a model."""
+        if self._fused:
+            raise InputError("a fused model does not fit its configuration any more: save it before model.fuse()")
         super().save_pretrained(save_directory, **kwargs)
         image_processor(self.config).save_pretrained(save_directory)
 
