@@ -19,9 +19,15 @@ def fold_batch_norms(model: nn.Module) -> None:
     """
     for module in list(model.modules()):
         if isinstance(module, nn.Sequential):
-            for (name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
-                if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
-                    setattr(module, name, fuse_conv_bn_eval(conv, norm))
-                    setattr(module, norm_name, nn.Identity())
+            for (name, layer), (following, _) in pairwise(list(module.named_children())):
+                if type(layer) is nn.Conv2d:
+                    fold(module, name, following)
         elif hasattr(module, "fold_norm"):
             module.fold_norm()
+
+
+def fold(module: nn.Module, conv: str, norm: str) -> None:
+    """Make one convolution of two children, unless the second is no batch norm (any more)."""
+    if type(getattr(module, norm)) is nn.BatchNorm2d:
+        setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+        setattr(module, norm, nn.Identity())

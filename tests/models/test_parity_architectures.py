@@ -30,6 +30,11 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 STRIDES = [4, 8, 16, 32]
 
 
+def assert_rounding(actual: Tensor, expected: Tensor) -> None:
+    """Equal but for the rounding of float32, which grows with the largest numbers that were added up."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
 class Vectors:
     """One file: inputs, outputs, and the state under the published names."""
 
@@ -438,6 +443,7 @@ def test_nextvit_against_timm() -> None:
 @pytest.mark.parametrize("size", [(64, 64), (53, 75), (1, 1)])
 @pytest.mark.parametrize("decoder", ["fpn", "uper"])
 def test_nextvit_at_any_size(decoder: str, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
     config = tiny_nextvit("none").config
     options = dict(stages=config.stages, decoder=SMALL[decoder])
     model = create_model(f"nextvit-s-{decoder}", num_labels=5, **options)
@@ -449,7 +455,7 @@ def test_nextvit_at_any_size(decoder: str, size: tuple[int, int]) -> None:
         assert model(x).logits.shape == (2, 5, -(-size[0] // 4), -(-size[1] // 4))
         if size == (53, 75):
             exported = torch.export.export(model, (x,)).module()(x).logits
-            torch.testing.assert_close(exported, model(x).logits)
+            assert_rounding(exported, model(x).logits)
 
 
 def test_nextvit_saves_and_loads(tmp_path: Path) -> None:
@@ -523,6 +529,7 @@ def mscan_state(vectors: Vectors, model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("size", [(64, 64), (53, 75), (1, 1)])
 @pytest.mark.parametrize("name", ["segnext-t", "nota-lite"])
 def test_hamburger_models_at_any_size(name: str, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
     model = create_model(
         name, num_labels=5, dims=[8, 16, 24, 32], depths=[1, 1, 1, 1], heads=[1, 2, 2, 2], decoder=SMALL["hamburger"]
     )
@@ -534,7 +541,7 @@ def test_hamburger_models_at_any_size(name: str, size: tuple[int, int]) -> None:
         assert torch.equal(model(x).logits, model(x).logits)
         if size == (53, 75):
             exported = torch.export.export(model, (x,)).module()(x).logits
-            torch.testing.assert_close(exported, model(x).logits)
+            assert_rounding(exported, model(x).logits)
 
 
 def test_families_in_list_models() -> None:

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from timm.layers import DropPath, make_divisible
 from torch import Tensor, nn
 
+from nota_seg.models.attention import attend
 from nota_seg.models.blocks.next_convolution import ConvMLP, MultiHeadConvolutionalAttention
+from nota_seg.models.layers import Linear
 from nota_seg.models.registry import BLOCKS
 from nota_seg.models.stems.next import PatchEmbedding
 from util.errors import InputError
@@ -38,10 +40,10 @@ class EfficientSelfAttention(nn.Module):
             raise InputError(f"block 'ntb': heads of {head_dim} channels do not divide {dim} channels")
         self.heads = dim // head_dim
         self.run = ratio * ratio
-        self.q = nn.Linear(dim, dim)
-        self.k = nn.Linear(dim, dim)
-        self.v = nn.Linear(dim, dim)
-        self.proj = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim)
+        self.k = Linear(dim, dim)
+        self.v = Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         if self.run > 1:
             self.norm = nn.BatchNorm1d(dim, eps=eps)
 
@@ -55,7 +57,7 @@ class EfficientSelfAttention(nn.Module):
             self._heads(self.k(pooled_BMC)),
             self._heads(self.v(pooled_BMC)),
         )
-        out_BNC = F.scaled_dot_product_attention(q_BhNd, k_BhMd, v_BhMd).transpose(1, 2).reshape(B, H * W, C)
+        out_BNC = attend(q_BhNd, k_BhMd, v_BhMd).transpose(1, 2).reshape(B, H * W, C)
         return self.proj(out_BNC).transpose(1, 2).reshape(B, C, H, W)
 
     def _pool(self, x_BCN: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from nota_seg.models.decoders.tiled import classify
+from nota_seg.models.fuse import fold
 from nota_seg.models.layers import Linear, eager_on_cpu, linear, untouched
 from nota_seg.models.registry import DECODERS
 
@@ -84,9 +84,7 @@ class AllMLP(nn.Module):
 
     def fold_norm(self) -> None:
         """For evaluation: the norm becomes a part of the fuse convolution."""
-        if isinstance(self.norm, nn.BatchNorm2d):
-            self.fuse = fuse_conv_bn_eval(self.fuse, self.norm)
-            self.norm = nn.Identity()
+        fold(self, "fuse", "norm")
 
     def _fold(self) -> list[tuple[Tensor, Tensor]]:
         slices = self.fuse.weight[:, :, 0, 0].chunk(len(self.linears), dim=1)[::-1]

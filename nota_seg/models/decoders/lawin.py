@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nota_seg.models.decoders.parts import ConvNormReLU, fuse
+from nota_seg.models.layers import Linear
 from nota_seg.models.registry import DECODERS
 from util.errors import InputError
 
@@ -89,9 +90,9 @@ class LargeWindowAttention(nn.Module):
         self.heads = heads
         self.context_norm = nn.LayerNorm(dim, eps=1e-5)
         self.position_mixing = PositionMixing(heads, WINDOW * WINDOW)
-        self.q = nn.Linear(dim, inner)
-        self.k = nn.Linear(dim, inner)
-        self.v = nn.Linear(dim, inner)
+        self.q = Linear(dim, inner)
+        self.k = Linear(dim, inner)
+        self.v = Linear(dim, inner)
         self.proj = nn.Conv2d(inner, dim, kernel_size=1, bias=False)
         self.norm = ZeroBatchNorm(dim)
 
@@ -173,8 +174,8 @@ class LawinASPP(nn.Module):
             raise InputError(f"decoder 'lawin': heads must be one a ratio, got {len(heads)} for {len(ratios)} ratios")
         self.stride = strides[0]
         self.textbook = textbook
-        self.low_level = nn.Linear(channels[0], low_level_dim)
-        self.linears = nn.ModuleList(nn.Linear(c, embed_dim) for c in channels[1:])
+        self.low_level = Linear(channels[0], low_level_dim)
+        self.linears = nn.ModuleList(Linear(c, embed_dim) for c in channels[1:])
         self.fuse = ConvNormReLU(embed_dim * len(self.linears), dim, kernel=1)
         self.short_path = ConvNormReLU(dim, dim, kernel=1)
         self.image_pool = ConvNormReLU(dim, dim, kernel=1)

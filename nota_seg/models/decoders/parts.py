@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nota_seg.models.fuse import fold
 from util.errors import InputError
 
 
@@ -27,6 +28,10 @@ class ConvNormReLU(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.activate(self.conv(x_BCHW))
+
+    def fold_norm(self) -> None:
+        """For evaluation: the norm becomes a part of the convolution."""
+        fold(self, "conv", "norm")
 
     def activate(self, x_BCHW: Tensor) -> Tensor:
         """Norm and ReLU of what the convolution gave."""
@@ -52,7 +57,7 @@ def fuse(conv: nn.Conv2d, maps: Sequence[Tensor], size: Sequence[int], *, textbo
     positions, so they commute: each map meets its slice of the weights at its own size, and the sums are equal.
 
     Args:
-        conv: 1x1, without bias; its input channels are those of all maps, in their order.
+        conv: 1x1; its input channels are those of all maps, in their order.
         maps: (B, C_i, H_i, W_i).
         size: (H, W) of the result.
         textbook: Compute in the order of the paper (for comparison).
@@ -67,4 +72,6 @@ def fuse(conv: nn.Conv2d, maps: Sequence[Tensor], size: Sequence[int], *, textbo
     for x_BCHW, weight in zip(maps, slices, strict=True):
         y_BDHW = resize(F.conv2d(x_BCHW, weight), size)
         fused = y_BDHW if fused is None else fused + y_BDHW
+    if conv.bias is not None and fused is not None:  # of a norm that was folded into it
+        fused = fused + conv.bias[:, None, None]
     return fused

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nota_seg.models.fuse import fold
 from nota_seg.models.registry import FEEDFORWARDS
 
 
@@ -24,6 +25,11 @@ class DESTFeedForward(nn.Module):
         self.dwconv = nn.Conv2d(hidden, hidden, kernel_size=3, padding=1, groups=hidden)
         self.norm2 = nn.BatchNorm2d(hidden)
         self.fc2 = nn.Conv2d(hidden, dim, kernel_size=1)
+
+    def fold_norm(self) -> None:
+        """For evaluation: the norms become parts of the convolutions before them."""
+        fold(self, "fc1", "norm1")
+        fold(self, "dwconv", "norm2")
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         x_BCHW = self.norm1(self.fc1(x_BHWC.permute(0, 3, 1, 2)))

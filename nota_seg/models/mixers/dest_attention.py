@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nota_seg.models.layers import Linear
 from nota_seg.models.mixers.spatial_reduction import check_heads
 from nota_seg.models.registry import MIXERS
 
@@ -36,9 +37,9 @@ class SimplifiedAttention(nn.Module):
         self.head_dim = check_heads("dest_attn", dim, heads)
         self.ratio = ratio
         self.textbook = textbook
-        self.q = nn.Linear(dim, dim, bias=qkv_bias)
-        self.k = nn.Linear(dim, dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim, bias=qkv_bias)
+        self.k = Linear(dim, dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         if ratio > 1:
             self.reduce = nn.Conv2d(dim, dim, kernel_size=ratio, stride=ratio)
             self.norm = nn.BatchNorm2d(dim)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from nota_seg.models.layers import Linear
 from nota_seg.models.mixers.linear_spatial_reduction import PooledTokens
 from nota_seg.models.registry import MIXERS
 from util.errors import InputError
@@ -57,7 +58,7 @@ class EfficientAttention(nn.Module):
         self.keys = nn.Conv2d(dim, key_dim, kernel_size=1)
         self.values = nn.Conv2d(dim, value_dim, kernel_size=1)
         self.reprojection = nn.Conv2d(value_dim, dim, kernel_size=1)
-        self.proj = nn.Linear(dim, dim) if proj else nn.Identity()
+        self.proj = Linear(dim, dim) if proj else nn.Identity()
 
     @classmethod
     def fitting_heads(cls, dim: int, heads: int) -> int:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nota_seg.models.attention import attend
+from nota_seg.models.layers import Linear
 from nota_seg.models.mixers.spatial_reduction import check_heads
 from nota_seg.models.registry import MIXERS
 from util.errors import InputError
@@ -56,9 +58,9 @@ class LinearSpatialReductionAttention(nn.Module):
         self.heads = heads
         self.head_dim = check_heads("lsra", dim, heads)
         self.tokens = PooledTokens(dim, pool)
-        self.q = nn.Linear(dim, dim, bias=qkv_bias)
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim) if proj else nn.Identity()
+        self.q = Linear(dim, dim, bias=qkv_bias)
+        self.kv = Linear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim) if proj else nn.Identity()
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         B, H, W, C = x_BHWC.shape
@@ -66,5 +68,5 @@ class LinearSpatialReductionAttention(nn.Module):
         kv_BMC = self.kv(self.tokens(x_BHWC))
         kv_BM2hd = kv_BMC.view(B, kv_BMC.shape[1], 2, self.heads, self.head_dim)
         k_BhMd, v_BhMd = kv_BM2hd.permute(2, 0, 3, 1, 4).unbind(0)
-        out_BhNd = F.scaled_dot_product_attention(q_BhNd, k_BhMd, v_BhMd)
+        out_BhNd = attend(q_BhNd, k_BhMd, v_BhMd)
         return self.proj(out_BhNd.transpose(1, 2).reshape(B, H, W, C))

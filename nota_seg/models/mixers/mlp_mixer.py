@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nota_seg.models.layers import Linear
 from nota_seg.models.registry import MIXERS
 from util.errors import InputError
 
@@ -34,8 +35,8 @@ class TokenMixing(nn.Module):
         self.grid = (int(size[0]), int(size[1]))
         tokens = self.grid[0] * self.grid[1]
         hidden = max(1, dim // 2) if hidden is None else hidden
-        self.fc1 = nn.Linear(tokens, hidden)
-        self.fc2 = nn.Linear(hidden, tokens)
+        self.fc1 = Linear(tokens, hidden)
+        self.fc2 = Linear(hidden, tokens)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         x_BCHW = x_BHWC.permute(0, 3, 1, 2)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nota_seg.models.layers import Linear
 from nota_seg.models.mixers.spatial_reduction import check_heads
 from nota_seg.models.registry import MIXERS
 from util.errors import InputError
@@ -52,8 +53,8 @@ class WindowAttention(nn.Module):
         self.size = size
         self.shift = size // 2 if shift and index % 2 else 0
         self.shift_single = shift_single
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         # One bias a head for each offset (dy, dx) between two tokens of a window, dy and dx from 1 - w to w - 1.
         self.position_bias = nn.Parameter(torch.zeros((2 * size - 1) ** 2, heads))
         self.init_own_weights()

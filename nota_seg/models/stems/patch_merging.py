@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nota_seg.models.layers import Linear
 from nota_seg.models.registry import STEMS
 
 
@@ -24,7 +25,7 @@ class PatchMerging(nn.Module):
         super().__init__()
         self.stride = stride
         self.norm = nn.LayerNorm(stride * stride * in_channels, eps=1e-5)
-        self.reduction = nn.Linear(stride * stride * in_channels, dim, bias=False)
+        self.reduction = Linear(stride * stride * in_channels, dim, bias=False)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         H, W = x_BHWC.shape[1:3]
