@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nota_seg.models.resize import taps
+from nota_seg.models.threads import spread
 
-PIECE = 1 << 21  # bytes of upsampled logits at a time; measured: fits the cache, and fills more than one core
+PIECE = 1 << 21  # bytes of upsampled logits at a time; measured: fits the cache
 
 
 def labels_from_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -32,9 +35,9 @@ def labels_from_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
     top, bottom, weight_H = taps(h, H, logits.device)
     columns = max(1, PIECE // (4 * K * H))
     out_BWH = torch.empty(B, W, H, dtype=torch.int64)
-    for b in range(B):
-        for start in range(0, W, columns):
-            part = slice(start, start + columns)
+
+    def work(pieces: Sequence[tuple[int, slice]]) -> None:
+        for b, part in pieces:
             narrow_chK = torch.lerp(
                 logits_BwhK[b].index_select(0, left[part]),
                 logits_BwhK[b].index_select(0, right[part]),
@@ -45,4 +48,6 @@ def labels_from_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
             full_HcK.lerp_(narrow_hcK.index_select(0, bottom), weight_H[:, None, None])
             # max is faster than argmax here, and also takes the first of equals.
             out_BWH[b, part] = full_HcK.max(dim=2).indices.t()
+
+    spread(work, [(b, slice(start, start + columns)) for b in range(B) for start in range(0, W, columns)])
     return out_BWH.transpose(1, 2).contiguous()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nota_seg
-from nota_seg.models import attention, losses
-from nota_seg.models.attention import attend
+from nota_seg.models import losses
 from nota_seg.models.decoders import tiled
 from nota_seg.models.decoders.all_mlp import AllMLP
 from nota_seg.models.feedforwards import mix
 from nota_seg.models.layers import Linear, linear
 from nota_seg.models.losses import upsampled_cross_entropy
 from nota_seg.models.resize import tiles
+from nota_seg.models.threads import spread
 from util.errors import InputError
 
 DOUBLE = torch.float64
@@ -158,13 +159,13 @@ def test_head_by_tiles(mode: str, momentum: float | None, monkeypatch: pytest.Mo
         assert (ours - theirs).abs().max() <= 1e-10 * theirs.abs().max().clamp(min=1)
 
 
-@pytest.mark.parametrize("piece", [1, 600, 1 << 20])
+@pytest.mark.parametrize("piece", [1, 600, 5000, 1 << 20])
 def test_mix_feedforward_by_rows(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mix, "PIECE", piece)
     torch.manual_seed(0)
     layer = mix.MixFeedForward(8, 32)
     nn.init.normal_(layer.dwconv.bias)
-    x = torch.randn(2, 9, 7, 8, requires_grad=True)
+    x = torch.randn(3, 9, 7, 8, requires_grad=True)
     results = []
     for by_rows in (True, False):
         monkeypatch.setattr(mix, "eager_on_cpu", lambda x, by_rows=by_rows: by_rows)
@@ -173,16 +174,46 @@ def test_mix_feedforward_by_rows(piece: int, monkeypatch: pytest.MonkeyPatch) ->
     assert all(close(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize(("heads", "queries", "keys"), [(1, 70, 9), (3, 33, 33), (2, 5, 1)])
-def test_attention_in_pieces(heads: int, queries: int, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "SCORES", 100)
+@pytest.fixture
+def torch_threads() -> Iterator[None]:
+    """Their number is as before afterwards."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_pieces_side_by_side(torch_threads: None) -> None:
+    """Threads change nothing but the order of sums; neither their number nor inference mode is lost on the way."""
     torch.manual_seed(0)
-    q, k, v = (3 * torch.randn(2, n, heads, 8).transpose(1, 2) for n in (queries, keys, keys))
-    expected = F.scaled_dot_product_attention(q, k, v)
-    with torch.no_grad():
-        assert close(attend(q, k, v), expected)
-        assert attend(100 * q, k, v).isfinite().all()
-    assert torch.equal(attend(q, k, v), expected)  # with gradients it is torch's
+    model = nota_seg.create_model("segformer-b0", depths=[1, 1, 1, 1], num_labels=5)
+    x, labels = torch.randn(3, 3, 70, 90), torch.randint(0, 5, (3, 70, 90))
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        torch.manual_seed(1)  # of dropout
+        copied = copy.deepcopy(model).train()
+        loss = copied(x, labels=labels).loss
+        loss.backward()
+        with torch.inference_mode():
+            logits = copied.eval()(x).logits
+        results.append((loss.detach(), logits, *(p.grad for p in copied.parameters()), *copied.buffers()))
+        assert copied.predict_labels(x, (70, 90)).shape == labels.shape
+        assert torch.get_num_threads() == threads
+    scale = max(float(t.abs().max()) for t in results[0][2:])
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert (a - b).abs().max() <= 1e-5 * max(scale, float(a.abs().max()))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("pieces", [0, 1, 3, 9])
+def test_spread_keeps_the_order(threads: int, pieces: int, torch_threads: None) -> None:
+    torch.set_num_threads(threads)
+    parts = spread(lambda some: (list(some), torch.is_grad_enabled()), list(range(pieces)))
+    assert [i for part, _ in parts for i in part] == list(range(pieces))
+    assert not any(grad for _, grad in parts)
+    with pytest.raises(ZeroDivisionError):
+        spread(lambda some: 1 // 0, list(range(pieces)))
 
 
 def test_a_layer_put_in_or_hooked_is_used() -> None:

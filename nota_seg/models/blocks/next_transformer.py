@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from timm.layers import DropPath, make_divisible
 from torch import Tensor, nn
 
-from nota_seg.models.attention import attend
 from nota_seg.models.blocks.next_convolution import ConvMLP, MultiHeadConvolutionalAttention
 from nota_seg.models.layers import Linear
 from nota_seg.models.registry import BLOCKS
@@ -57,7 +56,7 @@ class EfficientSelfAttention(nn.Module):
             self._heads(self.k(pooled_BMC)),
             self._heads(self.v(pooled_BMC)),
         )
-        out_BNC = attend(q_BhNd, k_BhMd, v_BhMd).transpose(1, 2).reshape(B, H * W, C)
+        out_BNC = F.scaled_dot_product_attention(q_BhNd, k_BhMd, v_BhMd).transpose(1, 2).reshape(B, H * W, C)
         return self.proj(out_BNC).transpose(1, 2).reshape(B, C, H, W)
 
     def _pool(self, x_BCN: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ rows at a time, with one row more above and below for the convolution, and made 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from nota_seg.models.layers import Linear, eager_on_cpu, product, untouched
 from nota_seg.models.registry import FEEDFORWARDS
+from nota_seg.models.threads import spread
 
 PIECE = 1 << 19  # hidden values at a time: 2 MB
 
@@ -43,9 +45,16 @@ class MixFeedForward(nn.Module):
         return self.fc2(F.gelu(x_BHWC))
 
 
-def _convolve(x_HWD: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    x_1DHW = x_HWD[None].permute(0, 3, 1, 2)
-    return F.conv2d(x_1DHW, weight, bias, padding=1, groups=len(weight)).permute(0, 2, 3, 1)[0]
+def _convolve(x_BHWD: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    x_BDHW = x_BHWD.permute(0, 3, 1, 2)
+    return F.conv2d(x_BDHW, weight, bias, padding=1, groups=len(weight)).permute(0, 2, 3, 1)
+
+
+def _pictures(x_BHWC: Tensor, hidden: int) -> list[slice]:
+    """So many pictures at a time that their hidden maps make a piece, one at least."""
+    B, H, W, _ = x_BHWC.shape
+    step = max(1, PIECE // (H * W * hidden))
+    return [slice(b, b + step) for b in range(0, B, step)]
 
 
 class _ByRows(torch.autograd.Function):
@@ -55,13 +64,16 @@ class _ByRows(torch.autograd.Function):
         H, W = x.shape[1:3]
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         rows = max(1, PIECE // (W * len(w1)))
-        for b in range(len(x)):
-            for start in range(0, H, rows):
+
+        def work(pieces: Sequence[tuple[slice, int]]) -> None:
+            for some, start in pieces:
                 stop = min(start + rows, H)
                 above = min(start, 1)
-                hidden = product(x[b, start - above : stop + 1], w1, b1)
-                hidden = _convolve(hidden, wd, bd)[above : above + stop - start]
-                out[b, start:stop] = product(F.gelu(hidden), w2, b2)
+                hidden = product(x[some, start - above : stop + 1], w1, b1)
+                hidden = _convolve(hidden, wd, bd)[:, above : above + stop - start]
+                out[some, start:stop] = product(F.gelu(hidden), w2, b2)
+
+        spread(work, [(some, start) for some in _pictures(x, len(w1)) for start in range(0, H, rows)])
         return out
 
     @staticmethod
@@ -69,21 +81,26 @@ class _ByRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, w1, b1, wd, bd, w2 = ctx.saved_tensors
         grads_x = torch.empty_like(x)
-        sums = [torch.zeros_like(p) for p in (w1, b1, wd, bd, w2)]
-        for b in range(len(x)):
-            before = product(x[b], w1, b1)
-            after = _convolve(before, wd, bd)
-            rows = grad[b].flatten(0, 1)
-            sums[4] += product(rows.t(), F.gelu(after).flatten(0, 1).t())
-            back = torch.ops.aten.gelu_backward(product(rows, w2.t()).view_as(after), after)
-            back, grad_wd, grad_bd = torch.ops.aten.convolution_backward(
-                back[None].permute(0, 3, 1, 2), before[None].permute(0, 3, 1, 2), wd, [len(wd)], [1, 1], [1, 1],
-                [1, 1], False, [0, 0], len(wd), [True, True, True],
-            )  # fmt: skip
-            rows = back.permute(0, 2, 3, 1)[0].reshape(-1, len(w1))
-            sums[0] += product(x[b].flatten(0, 1).t(), rows.t()).t()
-            sums[1] += rows.sum(0)
-            sums[2] += grad_wd
-            sums[3] += grad_bd
-            grads_x[b] = product(rows, w1.t()).view_as(x[b])
+
+        def work(pictures: Sequence[slice]) -> list[Tensor]:
+            sums = [torch.zeros_like(p) for p in (w1, b1, wd, bd, w2)]
+            for some in pictures:
+                before = product(x[some], w1, b1)
+                after = _convolve(before, wd, bd)
+                rows = grad[some].flatten(0, 2)
+                sums[4] += product(rows.t(), F.gelu(after).flatten(0, 2).t())
+                back = torch.ops.aten.gelu_backward(product(rows, w2.t()).view_as(after), after)
+                back, grad_wd, grad_bd = torch.ops.aten.convolution_backward(
+                    back.permute(0, 3, 1, 2), before.permute(0, 3, 1, 2), wd, [len(wd)], [1, 1], [1, 1],
+                    [1, 1], False, [0, 0], len(wd), [True, True, True],
+                )  # fmt: skip
+                rows = back.permute(0, 2, 3, 1).reshape(-1, len(w1))
+                sums[0] += product(x[some].flatten(0, 2).t(), rows.t()).t()
+                sums[1] += rows.sum(0)
+                sums[2] += grad_wd
+                sums[3] += grad_bd
+                grads_x[some] = product(rows, w1.t()).view_as(x[some])
+            return sums
+
+        sums = [sum(parts) for parts in zip(*spread(work, _pictures(x, len(w1))), strict=True)]
         return grads_x, *sums, grad.sum((0, 1, 2))
