@@ -18,7 +18,7 @@ from nota_seg.data.sources import SegmentationSource, open_source
 from nota_seg.data.transforms import TrainTransform
 from nota_seg.evaluate import evaluate, format_table
 from nota_seg.inference import Protocol
-from nota_seg.models import create_model
+from nota_seg.models import create_model, external
 from nota_seg.models.checkpoints import load_checkpoint
 from nota_seg.models.configuration import NotaSegConfig
 from nota_seg.models.losses import upsampled_cross_entropy
@@ -108,10 +108,12 @@ def build_model(config: FinetuneConfig, source: SegmentationSource, say: Any) ->
     overrides["id2label"] = dict(enumerate(source.class_names))
     overrides["label2id"] = {name: i for i, name in enumerate(source.class_names)}
     overrides["image_size"] = config.data.base_size
+    if config.pretrain is not None:
+        overrides.pop("pretrained", None)  # of models of other libraries: weights of the hub would be overwritten
     model = create_model(config.model.name, num_labels=source.num_labels, **overrides)
-    if config.pretrain is None:
+    if config.pretrain is None and not overrides.get("pretrained"):
         say("no --pretrain: the encoder starts from random weights")
-    else:
+    elif config.pretrain is not None:
         say(str(load_checkpoint(model, config.pretrain)))
     return model
 
@@ -124,6 +126,8 @@ def model_options(name: str | None, pretrain: str | None, *, resume: bool) -> di
     if name is not None or resume or pretrain is None or not (Path(pretrain) / "config.json").is_file():
         return {"model.name": name}
     saved = json.loads((Path(pretrain) / "config.json").read_text(encoding="utf-8"))
+    if settings := external.settings_of(saved):
+        return {f"model.{key}": value for key, value in settings.items()}
     if saved.get("model_type") != NotaSegConfig.model_type:
         return {}
     return {"model.name": saved["zoo_name"], "model.stages": saved["stages"], "model.decoder": saved["decoder"]}
