@@ -23,6 +23,7 @@ from nota_seg.models.checkpoints import load_checkpoint
 from nota_seg.models.configuration import NotaSegConfig
 from nota_seg.models.losses import upsampled_cross_entropy
 from nota_seg.models.pixels import normalise
+from nota_seg.training.losses import WeightedSum
 from nota_seg.training.runs import run
 from util.errors import InputError
 from util.files import write_text
@@ -33,7 +34,7 @@ from util.run_folder import RunFolder
 
 
 class SegmentationTask:
-    """Cross-entropy at full size; judged by mIoU at the labels' original size."""
+    """Cross-entropy at full size, or the losses of the configuration; judged by mIoU at the labels' original size."""
 
     repeats = 1
     score = "miou"
@@ -64,10 +65,13 @@ class SegmentationTask:
         self.train_data = TrainDataset(source, transform, limit=data.limit, cache_bytes=cache)
         self.mean, self.std = self.model.config.image_mean, self.model.config.image_std
         self.class_weights = class_weights(config, self.train_data, source.num_labels)
+        self.criterion = WeightedSum(config.loss.parts, source.num_labels, self.class_weights)
         self.protocol = protocol_of(config.eval, data.crop_size, data.base_size)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         logits = model(normalise(batch["pixels"].permute(0, 3, 1, 2), self.mean, self.std)).logits
+        if not self.criterion.is_plain:
+            return self.criterion(logits, batch["labels"])
         weight = None if self.class_weights is None else self.class_weights.to(logits.device)
         return upsampled_cross_entropy(logits, batch["labels"], weight=weight)
 
@@ -141,11 +145,14 @@ def protocol_of(section: EvalSection, crop: tuple[int, int], base: tuple[int, in
 
 
 def class_weights(config: FinetuneConfig, data: TrainDataset, num_labels: int) -> Tensor | None:
-    """Weights of the classes in the loss, with mean 1; `inverse` is one over the frequency in the training masks."""
+    """Weights of the classes in the loss, with mean 1.
+
+    `inverse` is one over the frequency in the training masks, `smoothed` 0.3 of that (as shares) and 0.7 of equal shares.
+    """
     chosen = config.loss.class_weights
     if chosen is None:
         return None
-    if chosen == "inverse":
+    if isinstance(chosen, str):
         counts = np.zeros(256, dtype=np.int64)
         with Progress(len(data), "counting labels") as progress:
             for i in range(len(data)):
@@ -153,6 +160,8 @@ def class_weights(config: FinetuneConfig, data: TrainDataset, num_labels: int) -
                 progress()
         frequency = torch.from_numpy(counts[:num_labels] / max(1, counts[:num_labels].sum())).float()
         weights = torch.where(frequency > 0, 1 / frequency.clamp(min=1e-12), torch.zeros(()))
+        if chosen == "smoothed":
+            weights = 0.3 * weights / weights.sum() + 0.7 / num_labels
     else:
         if len(chosen) != num_labels:
             raise InputError(f"loss.class_weights lists {len(chosen)} numbers, the data have {num_labels} classes")
