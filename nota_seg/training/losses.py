@@ -301,8 +301,7 @@ def signed_distances(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         others = known & ~inside
         if not others.any():
             continue
-        outward = cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        inward = cv2.distanceTransform((~others).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        outward, inward = _distance(inside), _distance(others)
         # A pixel beside the boundary is half a pixel from it, on either side.
         signed = np.where(inside, 0.5 - inward, outward - 0.5) * known
         classes.append(c)
@@ -310,6 +309,13 @@ def signed_distances(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not classes:
         return np.zeros(0, np.int64), np.zeros((0, *label.shape), np.float32)
     return np.asarray(classes, dtype=np.int64), np.stack(maps).astype(np.float32)
+
+
+def _distance(mask: np.ndarray) -> np.ndarray:
+    """Pixels to the nearest one of a mask, float32."""
+    far = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # Its last bit depends on where the arrays lie in memory. Squared distances are whole numbers.
+    return np.sqrt(np.rint(far**2))
 
 
 @register("ssim")

@@ -19,6 +19,8 @@ from util.errors import InputError, did_you_mean
 
 # Those whose step needs more than gradients: second derivatives, or the loss as a function.
 _OTHER_STEPS = {"adahessian", "lbfgs", "sparseadam"}
+# What an optimiser answers to arguments, parameters or a machine that it does not take.
+_REFUSALS = (TypeError, ValueError, AssertionError, ImportError, RuntimeError, IndexError)
 
 
 def parameter_groups(model: nn.Module, config: OptimSection, lr: float) -> list[dict]:
@@ -61,11 +63,11 @@ def build_optimizer(model: nn.Module, config: OptimSection, lr: float) -> torch.
     of_torch = {n: cls for n, cls in of_torch.items() if n not in {"optimizer", *_OTHER_STEPS}}
     try:
         if name in of_timm:
-            betas = {"betas": config.betas} if get_optimizer_info(name).has_betas else {}
+            betas = {"betas": config.betas} if get_optimizer_info(name).num_betas == 2 else {}
             return create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=0.0, **{**betas, **config.args})
         if name in of_torch:
             return of_torch[name](groups, lr=lr, **config.args)
-    except (TypeError, ValueError, AssertionError, ImportError, RuntimeError) as error:
+    except _REFUSALS as error:
         raise InputError(f"optim.name={config.name} with optim.args={config.args}: {error}") from error
     raise InputError(f"optim.name: unknown {config.name!r}: {did_you_mean(name, [*of_timm, *of_torch])}")
 
@@ -132,7 +134,7 @@ def table(config: OptimSection, total_steps: int, warmup: int) -> list[float]:
         "step": {"step_size": third},
         "multistep": {"milestones": [int(total_steps * 0.6), int(total_steps * 0.9)]},  # of 160k: 96k, 144k
         "exponential": {"gamma": 0.01 ** (1 / total_steps)},  # ends at a hundredth
-        "onecycle": {"pct_start": max(1, warmup) / total_steps, "cycle_momentum": False},
+        "onecycle": {"pct_start": max(2, warmup) / max(4, total_steps), "cycle_momentum": False},
     }
     taken = [*inspect.signature(kind.__init__).parameters, *defaults[config.schedule]]
     known = [k for k in dict.fromkeys(taken) if k not in ("self", "optimizer", "last_epoch", "max_lr", "total_steps")]
@@ -144,7 +146,7 @@ def table(config: OptimSection, total_steps: int, warmup: int) -> list[float]:
     if config.schedule == "cosine_restarts":
         gamma, rise = options.pop("gamma"), options.pop("T_up")
     if config.schedule == "onecycle":
-        options |= {"max_lr": 1.0, "total_steps": max(2, total_steps)}
+        options |= {"max_lr": 1.0, "total_steps": max(4, total_steps)}
     toy = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     try:
         with warnings.catch_warnings():
@@ -182,5 +184,5 @@ def rehearse(config: OptimSection) -> None:
     toy(torch.ones(2, 4)).sum().backward()
     try:
         optimizer.step()
-    except (TypeError, ValueError, AssertionError, ImportError, RuntimeError) as error:
+    except _REFUSALS as error:
         raise InputError(f"optim.name={config.name} with optim.args={config.args}: {error}") from error

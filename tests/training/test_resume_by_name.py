@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import finetune_words
+from conftest import finetune_words, run_cli
 from safetensors.torch import load_file
 
 from nota_seg.cli import main
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "set_",
     [
@@ -27,10 +28,10 @@ def test_resumed_is_bit_for_bit_the_same(set_: tuple[str, ...], scenes: Path, tm
     set_ = (*set_, "optim.lr=1e-3", "optim.warmup_steps=1")
     runs = [tmp_path / "whole", tmp_path / "cut"]
     for run in runs:
-        assert main(finetune_words(scenes, run, steps=4, set_=set_)) == 0
+        assert run_cli(*finetune_words(scenes, run, steps=4, set_=set_)).returncode == 0
     shutil.rmtree(runs[1] / "checkpoint-4")
     shutil.rmtree(runs[1] / "last")
-    assert main(finetune_words(scenes, runs[1], "--resume", steps=4, set_=set_)) == 0
+    assert run_cli(*finetune_words(scenes, runs[1], "--resume", steps=4, set_=set_)).returncode == 0
     one, other = (load_file(run / "last" / "model.safetensors") for run in runs)
     assert all(torch.equal(one[k], other[k]) for k in one)
 
