@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from nota_seg.config import EvalSection, FinetuneConfig
 from nota_seg.data.dataset import TrainDataset
+from nota_seg.data.paste import Banks, batch_part
 from nota_seg.data.sources import SegmentationSource, open_source
-from nota_seg.data.transforms import TrainTransform
+from nota_seg.data.transforms import TrainTransform, fit_factor
 from nota_seg.evaluate import evaluate, format_table
 from nota_seg.inference import Protocol
 from nota_seg.models import create_model, external
@@ -51,6 +53,8 @@ class SegmentationTask:
                 raise InputError(f"{source.root} has no {split} pictures; splits found: {source.splits}")
         self.model = build_model(config, source, say)
         data = config.data
+        fit = partial(fit_factor, base_size=data.base_size) if data.base_size is not None else None
+        banks = Banks(source, data.limit, fit)
         transform = TrainTransform(
             crop_size=data.crop_size,
             base_size=data.base_size,
@@ -59,10 +63,13 @@ class SegmentationTask:
             flip=data.hflip,
             jitter=data.color_jitter,
             extra=data.extra,
+            banks=banks,
         )
         processes = max(1, config.train.workers) * accelerator.num_processes
         cache = data.cache_gib * 2**30 / processes
-        self.train_data = TrainDataset(source, transform, limit=data.limit, cache_bytes=cache)
+        batch = batch_part(data.extra, source.class_names)
+        self.train_data = TrainDataset(source, transform, limit=data.limit, cache_bytes=cache, batch=batch)
+        banks.read_through(self.train_data.read)
         self.mean, self.std = self.model.config.image_mean, self.model.config.image_std
         self.class_weights = class_weights(config, self.train_data, source.num_labels)
         self.criterion = WeightedSum(config.loss.parts, source.num_labels, self.class_weights)
