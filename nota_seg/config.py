@@ -54,9 +54,9 @@ class OptimSection(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.01  # not on norms and biases
     decoder_lr_scale: PositiveFloat = 10.0
-    schedule: Literal["poly", "cosine", "constant", "cosine_restarts", "step", "multistep", "exponential", "onecycle"] = (
-        "poly"
-    )
+    schedule: Literal[
+        "poly", "cosine", "constant", "cosine_restarts", "step", "multistep", "exponential", "onecycle"
+    ] = "poly"
     schedule_args: dict[str, Any] = {}  # of the last five, lengths in optimiser steps; see nota_seg/training/optim.py
     power: PositiveFloat = 1.0  # of the polynomial
     min_lr: NonNegativeFloat = 0.0

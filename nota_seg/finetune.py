@@ -154,7 +154,8 @@ def protocol_of(section: EvalSection, crop: tuple[int, int], base: tuple[int, in
 def class_weights(config: FinetuneConfig, data: TrainDataset, num_labels: int) -> Tensor | None:
     """Weights of the classes in the loss, with mean 1.
 
-    `inverse` is one over the frequency in the training masks, `smoothed` 0.3 of that (as shares) and 0.7 of equal shares.
+    `inverse` is one over the frequency in the training masks, `smoothed` 0.3 of that (as shares) and 0.7 of equal
+    shares.
     """
     chosen = config.loss.class_weights
     if chosen is None:

@@ -431,9 +431,11 @@ def batch_part(extra: Sequence[dict[str, Any]], names: Sequence[str]) -> BatchCo
         raise InputError(f"{IN_BATCH} refuses {arguments}: {' '.join(str(error).split())}") from None
 
 
-def check_arguments(name: str, kind: type, arguments: dict[str, Any], more: Sequence[str] = ()) -> None:
+def check_arguments(name: str, kind: Any, arguments: dict[str, Any], more: Sequence[str] = ()) -> None:
     """InputError for an argument that the class does not take, with the nearest that it does."""
-    taken = [a for a in inspect.signature(kind.__init__).parameters if a not in ("self", "args", "kwargs", "bank", "names")]
+    taken = [
+        a for a in inspect.signature(kind.__init__).parameters if a not in ("self", "args", "kwargs", "bank", "names")
+    ]
     for argument in arguments:
         if argument not in taken:
             raise InputError(f"{name} takes no argument {argument!r}: {did_you_mean(argument, [*taken, *more])}")

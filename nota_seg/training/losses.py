@@ -72,7 +72,8 @@ def smp_losses(name: str) -> Any:
         from segmentation_models_pytorch import losses
     except ImportError:
         raise InputError(
-            f"loss {name!r} is segmentation-models-pytorch's: pip install 'nota-seg[smp]', or use ce, ohem, boundary, ssim"
+            f"loss {name!r} needs segmentation-models-pytorch: pip install 'nota-seg[smp]', or use ce, ohem, boundary, "
+            "ssim"
         ) from None
     return losses
 
@@ -119,7 +120,9 @@ class OnlineHardExamples(Loss):
         wanted = self.min_kept * (len(plain) if self.min_kept < 1 else len(labels))
         kept = min(len(plain), max(1, int(wanted)))
         with torch.no_grad():  # the loss of a pixel at the threshold; lower if too few are above it
-            least = torch.minimum(plain.kthvalue(len(plain) - kept + 1).values, plain.new_tensor(-math.log(self.threshold)))
+            least = torch.minimum(
+                plain.kthvalue(len(plain) - kept + 1).values, plain.new_tensor(-math.log(self.threshold))
+            )
             hard = plain >= least
         weight = self.weights_on(logits.device)
         if weight is None:
@@ -233,7 +236,9 @@ class FocalTversky(Loss):
         super().__init__(num_labels, class_weights)
         weights = None if class_weights is None else class_weights.tolist()
 
-        class PerClass(smp_losses("focal_tversky").TverskyLoss):
+        base: Any = smp_losses("focal_tversky").TverskyLoss
+
+        class PerClass(base):
             def aggregate_loss(self, loss: Tensor) -> Tensor:
                 # The power's slope is infinite at 0, where a class is perfect or not there.
                 powered = loss.clamp(min=1e-6) ** (1 / gamma)
@@ -418,8 +423,8 @@ def build(part: LossPart, num_labels: int, class_weights: Tensor | None) -> Loss
     """One loss, tried on a made-up picture: a value that it cannot work with is told here."""
     if part.type not in LOSSES:
         raise InputError(f"unknown loss {part.type!r}: {did_you_mean(part.type, LOSSES)}")
-    known = [k for k in inspect.signature(LOSSES[part.type].__init__).parameters]
-    known = [k for k in known if k not in ("self", "num_labels", "class_weights")]
+    parameters = inspect.signature(LOSSES[part.type].__init__).parameters
+    known = [k for k in parameters if k not in ("self", "num_labels", "class_weights")]
     for key in part.args:
         if key not in known:
             raise InputError(f"loss {part.type!r} has no argument {key!r}: {did_you_mean(key, known)}")
@@ -433,5 +438,7 @@ def build(part: LossPart, num_labels: int, class_weights: Tensor | None) -> Loss
     except Exception as error:
         raise InputError(f"loss {part.type!r} refuses {part.args}: {type(error).__name__}: {error}") from error
     if value.ndim or not torch.isfinite(value):
-        raise InputError(f"loss {part.type!r} with {part.args} is {value.tolist()} on a small picture: change its arguments")
+        raise InputError(
+            f"loss {part.type!r} with {part.args} is {value.tolist()} on a small picture: change its arguments"
+        )
     return loss

@@ -59,8 +59,8 @@ def build_optimizer(model: nn.Module, config: OptimSection, lr: float) -> torch.
         return torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=fused)
     name = config.name.lower()
     of_timm = [n for n in list_optimizers() if n not in _OTHER_STEPS]
-    of_torch = {n.lower(): cls for n, cls in vars(torch.optim).items() if inspect.isclass(cls)}
-    of_torch = {n: cls for n, cls in of_torch.items() if n not in {"optimizer", *_OTHER_STEPS}}
+    classes: dict[str, Any] = {n.lower(): cls for n, cls in vars(torch.optim).items() if inspect.isclass(cls)}
+    of_torch = {n: cls for n, cls in classes.items() if n not in {"optimizer", *_OTHER_STEPS}}
     try:
         if name in of_timm:
             betas = {"betas": config.betas} if get_optimizer_info(name).num_betas == 2 else {}

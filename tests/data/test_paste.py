@@ -18,8 +18,17 @@ from torch.utils.data import DataLoader
 
 from nota_seg.cli import main
 from nota_seg.data.dataset import TrainDataset
-from nota_seg.data.paste import BalancedObjectPaste, Banks, BatchCopyPaste, ObjectBank, PseudoObjectPaste, objects, pasted
-from nota_seg.data.paste import Thing, batch_part
+from nota_seg.data.paste import (
+    BalancedObjectPaste,
+    Banks,
+    BatchCopyPaste,
+    ObjectBank,
+    PseudoObjectPaste,
+    Thing,
+    batch_part,
+    objects,
+    pasted,
+)
 from nota_seg.data.sources import open_source
 from nota_seg.data.transforms import TrainTransform, build_extra
 from nota_seg.training.sampling import StepSampler
@@ -52,7 +61,9 @@ def write(root: Path, pictures: list[list[tuple[int, int, int, int, int]]], spli
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Plenty of paper, a little metal, one battery."""
     papers = [[(1, 4 + i, 4, 30, 30)] for i in range(8)]
-    root = write(tmp_path_factory.mktemp("data"), [*papers, [(2, 40, 40, 12, 16)], [(3, 10, 44, 8, 8), (1, 30, 2, 20, 20)]])
+    root = write(
+        tmp_path_factory.mktemp("data"), [*papers, [(2, 40, 40, 12, 16)], [(3, 10, 44, 8, 8), (1, 30, 2, 20, 20)]]
+    )
     return write(root, papers[:2], "val")
 
 
@@ -122,13 +133,11 @@ def test_a_probability_is_one(p: float, data: Path) -> None:
 def test_no_more_objects_than_asked_for(tmp_path: Path) -> None:
     root = write(tmp_path, [[(1, 2 + 20 * i, 2 + 20 * j, 8, 8) for i in range(3) for j in range(3)]])
     image, label = drawn([])
-    counts = set()
-    for seed in range(40):
-        paste = PseudoObjectPaste(bank(root), max_objects=2, p=1.0, min_area=16, shift=0, rotate=0, scale=(0, 0))
-        counts.add(len(objects(apply(paste, image, label, seed)[1], [1], 1)))
-    assert counts == {2}  # moved by nothing but flips of the whole picture they never overlap in full
-    paste = PseudoObjectPaste(bank(root), max_objects=20, p=1.0, min_area=16, shift=0, rotate=0, scale=(0, 0), hflip=0, vflip=0)
-    assert len(objects(apply(paste, image, label, 0)[1], [1], 1)) == 9
+    still = dict(p=1.0, min_area=16, shift=0, rotate=0, scale=(0, 0), hflip=0, vflip=0)
+    for most, there in ((1, 1), (2, 2), (20, 9)):
+        paste = PseudoObjectPaste(bank(root), max_objects=most, **still)
+        counts = {len(objects(apply(paste, image, label, seed)[1], [1], 1)) for seed in range(20)}
+        assert counts == {there}
 
 
 def test_rare_classes_are_drawn_more_often(data: Path) -> None:
@@ -165,7 +174,7 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     image, label = drawn([])
     paste = PseudoObjectPaste(other, p=1.0, rotate=0, shift=0)
     out, after = apply(paste, image, label, 0)
-    assert set(np.unique(after)) == {0, 1} and (out[after == 1] == COLOURS[2]).mean() > 0.9
+    assert set(np.unique(after)) == {0, 1} and agreement(out, 2 * after) > 0.97  # metal's colour is 2 here
     with pytest.raises(InputError, match="no class of the training data"):
         ObjectBank(open_source(str(root)), ["sky", "background"])
 
@@ -187,7 +196,10 @@ def test_copy_paste_in_the_batch_takes_what_was_there_before() -> None:
 
 EXTRA = [
     {"type": "BalancedObjectPaste", "args": {"p": 0.7, "min_area": 40}},
-    {"type": "OneOf", "args": {"p": 0.5, "transforms": [{"type": "GridDropout", "args": {"ratio": 0.3}}, {"type": "ToGray"}]}},
+    {
+        "type": "OneOf",
+        "args": {"p": 0.5, "transforms": [{"type": "GridDropout", "args": {"ratio": 0.3}}, {"type": "ToGray"}]},
+    },
     {"type": "RandomGridShuffle", "args": {"p": 0.3}},
     {"type": "BatchCopyPaste", "args": {"p": 0.7, "min_area": 16}},
 ]
@@ -204,7 +216,10 @@ def dataset(data: Path, extra: list[dict[str, Any]], cache: float = 0) -> TrainD
 
 def batches(data: TrainDataset, workers: int, start: int = 0) -> list[torch.Tensor]:
     sampler = StepSampler(len(data), 4, start=start, stop=5, seed=3)
-    return [torch.cat([b["pixels"], b["labels"][..., None]], 3) for b in DataLoader(data, batch_sampler=sampler, num_workers=workers)]
+    return [
+        torch.cat([b["pixels"], b["labels"][..., None]], 3)
+        for b in DataLoader(data, batch_sampler=sampler, num_workers=workers)
+    ]
 
 
 def test_neither_workers_nor_resuming_nor_the_cache_change_a_pixel(data: Path) -> None:
@@ -257,8 +272,8 @@ def test_mistakes_in_the_batch(data: Path) -> None:
 def test_every_transform_of_the_competitions_list_runs() -> None:
     image, label = drawn([(1, 10, 10, 30, 30), (2, 45, 45, 15, 15)])
     names = (
-        "HorizontalFlip VerticalFlip RandomRotate90 GridDropout RandomBrightnessContrast RandomGamma RandomShadow ToGray "
-        "Perspective Affine ShiftScaleRotate RandomGridShuffle ElasticTransform"
+        "HorizontalFlip VerticalFlip RandomRotate90 GridDropout RandomBrightnessContrast RandomGamma RandomShadow "
+        "ToGray Perspective Affine ShiftScaleRotate RandomGridShuffle ElasticTransform"
     )
     for name in names.split():
         out, mask = TrainTransform((64, 64), extra=[{"type": name, "args": {"p": 1.0}}], jitter=None)(image, label, 1)
@@ -268,7 +283,8 @@ def test_every_transform_of_the_competitions_list_runs() -> None:
 @pytest.mark.slow
 def test_a_run_with_pasting_resumes_exactly(scenes: Path, tmp_path: Path) -> None:
     root = scenes if (scenes / "images").exists() else next(scenes.iterdir())
-    extra = f"[{{type: PseudoObjectPaste, args: {{data: {root}}}}}, {{type: BalancedObjectPaste}}, {{type: BatchCopyPaste}}]"
+    pseudo = f"{{type: PseudoObjectPaste, args: {{data: {root}}}}}"
+    extra = f"[{pseudo}, {{type: BalancedObjectPaste}}, {{type: BatchCopyPaste}}]"
     runs = [tmp_path / "whole", tmp_path / "cut"]
     for run in runs:
         done = run_cli(*finetune_words(scenes, run, steps=4, set_=(f"data.extra={extra}",)))

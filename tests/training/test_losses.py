@@ -107,7 +107,9 @@ def test_half_precision_and_coarse_logits(name: str, perfect: bool) -> None:
 def test_a_sum_is_weighted_and_the_default_is_the_models_own() -> None:
     logits, labels = scene()
     total = criterion({"type": "ce", "weight": 0.75}, {"type": "dice", "weight": 0.25})(logits, labels)
-    assert total.item() == pytest.approx(0.75 * one("ce")(logits, labels).item() + 0.25 * one("dice")(logits, labels).item())
+    assert total.item() == pytest.approx(
+        0.75 * one("ce")(logits, labels).item() + 0.25 * one("dice")(logits, labels).item()
+    )
     default = WeightedSum(FinetuneLoss().parts, K)
     assert default.is_plain and not criterion({"type": "ce", "weight": 0.5}).is_plain
     assert not criterion("ce", "dice").is_plain and not one("ce", label_smoothing=0.1).is_plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -107,7 +108,9 @@ def test_steps_after_the_warm_up() -> None:
     lr = rates(config, 100)
     assert lr[:10] == pytest.approx([i / 10 for i in range(10)]) and lr[10:40] == [1.0] * 30
     assert lr[40:80] == pytest.approx([0.1 + 0.9 * 0.5] * 40) and lr[80:] == pytest.approx([0.1 + 0.9 * 0.25] * 20)
-    lr = rates(OptimSection(lr=1.0, schedule="multistep", schedule_args={"milestones": [3], "gamma": 0.1}, warmup_steps=0), 5)
+    lr = rates(
+        OptimSection(lr=1.0, schedule="multistep", schedule_args={"milestones": [3], "gamma": 0.1}, warmup_steps=0), 5
+    )
     assert lr == pytest.approx([1, 1, 1, 0.1, 0.1])
     assert rates(OptimSection(lr=1.0, schedule="exponential", warmup_steps=0), 100)[-1] == pytest.approx(0.01, rel=0.05)
 
@@ -124,8 +127,8 @@ def test_cosine_restarts_with_lower_peaks_and_rises() -> None:
 def test_onecycle_rises_over_the_warm_up_and_falls_to_nothing() -> None:
     lr = rates(OptimSection(lr=0.5, schedule="onecycle", warmup_steps=30, warmup_share=1.0), 100)
     assert lr.index(max(lr)) in (29, 30) and max(lr) == pytest.approx(0.5, rel=0.01) and lr[-1] < 1e-5
-    assert all(a <= b for a, b in zip(lr[:29], lr[1:30], strict=True))
-    assert all(a >= b for a, b in zip(lr[30:], lr[31:], strict=False))
+    assert all(a <= b for a, b in pairwise(lr[:30]))
+    assert all(a >= b for a, b in pairwise(lr[30:]))
 
 
 @pytest.mark.parametrize("schedule", ["poly", "cosine", "constant", "cosine_restarts", "step", "multistep", "onecycle"])

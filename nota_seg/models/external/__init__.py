@@ -1,7 +1,7 @@
 """Models that other libraries build, through the same `create_model` and verbs.
 
-`smp:<architecture>/<encoder>` is segmentation-models-pytorch's, `timm:<encoder>/<decoder>` one of our decoders on a timm
-encoder. A further library is a prefix here, with a configuration and its models.
+`smp:<architecture>/<encoder>` is segmentation-models-pytorch's, `timm:<encoder>/<decoder>` one of our decoders on a
+timm encoder. A further library is a prefix here, with a configuration and its models.
 """
 
 from __future__ import annotations

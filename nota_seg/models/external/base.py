@@ -88,7 +88,9 @@ class ExternalModel(NotaSegPreTrainedModel):
             InputError: Two of its layers are one: safetensors would not save it.
         """
         if len(list(module.parameters())) != len(list(module.named_parameters(remove_duplicate=False))):
-            raise InputError(f"{self.config.zoo_name} shares weights between layers and cannot be saved: choose another")
+            raise InputError(
+                f"{self.config.zoo_name} shares weights between layers and cannot be saved: choose another"
+            )
         for part in module.modules():
             part._is_hf_initialized = True
         return module

@@ -97,9 +97,8 @@ class SmpConfig(ExternalConfig):
         else:
             from nota_seg.models.external.timm_names import names
 
-            raise InputError(
-                f"unknown smp encoder {encoder!r}: {did_you_mean(encoder, [*encoders(), *(f'tu-{n}' for n in names())])}"
-            )
+            known_encoders = [*encoders(), *(f"tu-{n}" for n in names())]
+            raise InputError(f"unknown smp encoder {encoder!r}: {did_you_mean(encoder, known_encoders)}")
         return cls(architecture, encoder, options=options, zoo_name=f"smp:{name}", **{**mean_std, **shared})
 
     def components(self) -> dict[str, list[str]]:
@@ -109,7 +108,7 @@ class SmpConfig(ExternalConfig):
 def _statistics(encoder: str) -> dict[str, Any]:
     """Of the encoder's published weights, where it has any."""
     published = library().encoders.encoders[encoder]["pretrained_settings"]
-    settings = published.get("imagenet") or next(iter(published.values()), {})
+    settings: dict[str, Any] = published.get("imagenet") or next(iter(published.values()), {})
     return {f"image_{k}": list(settings[k]) for k in ("mean", "std") if settings.get(k)}
 
 
@@ -205,7 +204,7 @@ class SmpForSemanticSegmentation(ExternalModel):
             if "more than 1 value per channel" not in str(error):
                 raise
             raise InputError(
-                "batch normalisation of a single value a channel: train with a batch size of at least 2, or larger crops"
+                "batch normalisation of a single value a channel: train with a batch size of at least 2 or larger crops"
             ) from error
         logits = unpadded(logits, x.shape[2:], pixel_values.shape[2:])
         loss = None

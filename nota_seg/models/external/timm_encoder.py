@@ -67,11 +67,12 @@ class TimmConfig(ExternalConfig):
             raise InputError(f"timm:{name}: name a decoder too, for instance timm:{encoder}/fpn")
         options = dict(options)
         override = options.pop("decoder", None)
-        spec: Spec = DECODERS.normalise(decoder)
+        own = DECODERS.normalise(decoder)
+        spec: Spec = own
         if isinstance(override, str):
             spec = ALIASES.get(override, override)
         elif override is not None:
-            spec = {**(spec if override.get("name", decoder) == decoder else {}), **override}
+            spec = {**(own if override.get("name", decoder) == decoder else {}), **override}
         chosen = options.pop("out_indices", None)
         options = {**timm_names.size_options(encoder), **options}
         input_size = timm_names.only_size(encoder, options)
@@ -87,9 +88,7 @@ class TimmConfig(ExternalConfig):
         return {"decoder": self.decoder, "out_indices": self.out_indices, **self.options}
 
 
-def look(
-    encoder: str, options: dict[str, Any], indices: list[int] | None, in_channels: int
-) -> tuple[list[int], int]:
+def look(encoder: str, options: dict[str, Any], indices: list[int] | None, in_channels: int) -> tuple[list[int], int]:
     """Which feature maps the decoder gets, and the multiple that pictures are padded to; nothing is computed.
 
     By default the four coarsest of a pyramid's maps; of a plain transformer, whose maps are all alike, four spread

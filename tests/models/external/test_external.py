@@ -327,5 +327,6 @@ def test_the_two_forms_are_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_nothing_of_smp_is_imported_for_our_models() -> None:
-    code = "import nota_seg, sys; nota_seg.create_model('segformer-b0'); sys.exit('segmentation_models_pytorch' in sys.modules)"
+    code = "import nota_seg, sys; nota_seg.create_model('segformer-b0'); "
+    code += "sys.exit('segmentation_models_pytorch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
