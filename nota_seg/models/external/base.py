@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 import torch.nn.functional as F
@@ -95,17 +99,56 @@ class ExternalModel(NotaSegPreTrainedModel):
             part._is_hf_initialized = True
         return module
 
+    def freeze_unused(self) -> None:
+        """What no logit depends on (a classifier's last norm) does not train: several processes wait for every gradient
+        that may come."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        if torch.is_inference_mode_enabled() or any(p.is_meta for p in parameters):
+            return
+        self.eval()
+        with torch.enable_grad():
+            x = torch.zeros(1, self.config.in_channels, LEAST, LEAST, dtype=parameters[0].dtype)
+            total = self(x.to(parameters[0].device)).logits.sum()
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
+        self.train()
+
 
 def with_hub(build: Callable[[bool], Built], pretrained: bool, name: str) -> Built:
     """`build(pretrained)`, or with random weights where the published ones cannot be had, and a line that says so."""
     if pretrained:
         try:
-            return build(True)
+            with _offline_if_unreachable():
+                return build(True)
         except Exception as error:  # whatever the hub client, the cache or the library's own look-up raises
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
             say = Progress(0, "", enabled=os.environ.get("RANK", "0") == "0").say
             say(f"no published weights for {name} ({reason}): its encoder starts from random weights")
     return build(False)
+
+
+@contextmanager
+def _offline_if_unreachable() -> Iterator[None]:
+    """Inside the block the hub's client looks into its cache alone where the hub cannot be reached.
+
+    It would ask five times with growing pauses, for every file: a minute for each model.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    hub = urlsplit(constants.ENDPOINT)
+    if not before and not getproxies():
+        try:
+            socket.create_connection(
+                (hub.hostname or "", hub.port or (80 if hub.scheme == "http" else 443)), timeout=5
+            ).close()
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def refused(library: str, name: str, error: Exception) -> InputError:

@@ -190,6 +190,7 @@ class SmpForSemanticSegmentation(ExternalModel):
         self.encoder = self.keep(net.encoder)
         self.decoder = self.keep(SmpDecoder(net.decoder, net.segmentation_head))
         self.post_init()
+        self.freeze_unused()
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> SemanticSegmenterOutput:
         """

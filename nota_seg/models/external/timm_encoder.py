@@ -180,6 +180,7 @@ class TimmForSemanticSegmentation(ExternalModel):
             config.decoder, channels=encoder.channels, strides=encoder.strides, num_labels=config.num_labels
         )
         self.post_init()
+        self.freeze_unused()
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> SemanticSegmenterOutput:
         """

@@ -106,10 +106,11 @@ def test_padding_is_undone_exactly() -> None:
 def test_backward_reaches_every_parameter(name: str) -> None:
     model = tiny(name).train()
     model(torch.randn(2, 3, 65, 97), labels=torch.randint(0, 5, (2, 65, 97))).loss.backward()
-    unreached = [k for k, p in model.named_parameters() if p.grad is None]
-    # Of the last block of a vision transformer only what feeds the maps is used; nothing of a pyramid is left out.
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
-    assert len(unreached) <= (8 if "vit" in name else 4 if "tu-" in name or "swin" in name else 0), unreached
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), key
+        else:  # only what no logit depends on
+            assert "dpt" in name and key.startswith(("encoder.model.norm.", "encoder.model.head.")), key
 
 
 @models
@@ -166,6 +167,7 @@ def test_trains_in_bf16(name: str) -> None:
     assert torch.isfinite(loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", sorted(smp.MODEL_ARCHITECTURES_MAPPING))
 def test_every_architecture_of_smp_builds_and_counts(architecture: str) -> None:
     name = next(n for n in nota_seg.list_models("smp") if n.startswith(f"smp:{architecture}/"))
