@@ -52,9 +52,9 @@ class TrainDataset(Dataset[dict[str, torch.Tensor]]):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, torch.Tensor]]:
         """A batch, which torch's loader asks for in one call."""
-        crops = [self._crop(key) for key in keys]
-        if self.batch is not None:
-            crops = self.batch(crops, [seed for _, seed in keys])
+        if self.batch is None:
+            return [self[key] for key in keys]
+        crops = self.batch([self._crop(key) for key in keys], [seed for _, seed in keys])
         return [self._tensors(*crop) for crop in crops]
 
     def _crop(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
