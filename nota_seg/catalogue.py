@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nota_seg.models import create_config, create_model
+from nota_seg.models import create_config, create_model, external
 from nota_seg.models.configuration import PER_STAGE
 from nota_seg.models.modeling import has_textbook, textbook
 from nota_seg.models.registry import BLOCKS, DECODERS
@@ -32,6 +32,11 @@ def model_table(names: Sequence[str], *, progress: Progress | None = None) -> li
     rows = []
     known: dict[str, list[tuple[int, list[int]]]] = {}
     for name in names:
+        if external.library_of(name):
+            rows.append(_external_row(name))
+            if progress is not None:
+                progress(1)
+            continue
         config = create_config(name)
         # A stage whose blocks are of different kinds is counted as it is.
         repeats = [1 if s["blocks"] else s["depth"] for s in config.stages]
@@ -59,6 +64,22 @@ def model_table(names: Sequence[str], *, progress: Progress | None = None) -> li
         if progress is not None:
             progress(1)
     return rows
+
+
+def _external_row(name: str) -> dict[str, Any]:
+    model = create_model(name)
+    macs = []
+    for context in (nullcontext(), textbook(model)):
+        with context:
+            macs.append(count(model, (1, 3, 512, 512), warm_up=(1, 3, 64, 64)).macs)
+    return {
+        "name": name,
+        "family": family_of(name),
+        "components": model.config.components(),
+        "params": sum(p.numel() for p in model.parameters()),
+        "gmacs": round(macs[0] / 1e9, 3),
+        "gmacs_reference": round(macs[1] / 1e9, 3),
+    }
 
 
 def _by_stage(model: Any) -> list[tuple[int, list[int]]]:
@@ -142,6 +163,10 @@ def markdown(models: list[dict[str, Any]], study: list[dict[str, Any]]) -> str:
         "## Models",
         "",
         "512x512, 150 classes. GMACs as executed, and in the order of the papers.",
+        "",
+        "Beside these:",
+        "",
+        *[f"- `{name}`: {text}." for name, _, text in (f.partition(": ") for f in external.FORMS.values())],
         "",
         *_table(
             ["model", "params M", "GMACs", "textbook", "components"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -22,6 +22,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from util.errors import InputError, did_you_mean
 
@@ -32,6 +33,7 @@ class Section(BaseModel):
     """Unknown keys are errors; values are checked against their types."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    filled_by: ClassVar[str | None] = None  # the key that a bare list or word in place of the section means
 
 
 class ModelSection(Section):
@@ -45,13 +47,17 @@ class ModelSection(Section):
 
 
 class OptimSection(Section):
-    name: Literal["adamw"] = "adamw"
+    name: str = "adamw"  # any of timm's (`timm.optim.list_optimizers()`) or of torch.optim
+    args: dict[str, Any] = {}  # of the optimiser: momentum, eps, ...
     lr: PositiveFloat = 6e-5  # peak learning rate of the encoder
     lr_per_pictures: PositiveInt | None = None  # scale lr by (pictures a step) / this; None: lr as it is
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.01  # not on norms and biases
     decoder_lr_scale: PositiveFloat = 10.0
-    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    schedule: Literal[
+        "poly", "cosine", "constant", "cosine_restarts", "step", "multistep", "exponential", "onecycle"
+    ] = "poly"
+    schedule_args: dict[str, Any] = {}  # of the last five, lengths in optimiser steps; see nota_seg/training/optim.py
     power: PositiveFloat = 1.0  # of the polynomial
     min_lr: NonNegativeFloat = 0.0
     warmup_steps: NonNegativeInt = 1500  # optimiser steps, linear from 0 ...
@@ -108,13 +114,36 @@ class FinetuneData(Section):
     max_class_share: float = Field(0.75, gt=0, le=1)  # of a crop
     hflip: float = Field(0.5, ge=0, le=1)
     color_jitter: tuple[float, float, float, float] | None = (0.25, 0.25, 0.25, 0.1)
-    extra: list[dict[str, Any]] = []  # further albumentations transforms: {type, args}
+    extra: list[dict[str, Any]] = []  # further transforms of the crop: {type, args}; see nota_seg/data/transforms.py
     limit: PositiveInt | None = None  # training pictures, the first N
     cache_gib: NonNegativeFloat = 2.0  # decoded training pictures to keep in memory, all workers together; 0: none
 
 
+class LossPart(Section):
+    """A word alone is a part without arguments."""
+
+    type: str  # see nota_seg/training/losses.py
+    args: dict[str, Any] = {}
+    weight: float = 1.0  # in the sum
+
+    @model_validator(mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
+
+
 class FinetuneLoss(Section):
-    class_weights: Literal["inverse"] | list[PositiveFloat] | None = None
+    filled_by: ClassVar[str | None] = "parts"  # `loss: [...]` is short for `loss: {parts: [...]}`
+    parts: list[LossPart] = [LossPart(type="ce")]  # their weighted sum
+    # inverse: one over the frequency in the training masks; smoothed: 0.3 of that (as shares) and 0.7 of equal shares
+    class_weights: Literal["inverse", "smoothed"] | list[PositiveFloat] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and isinstance(value.get("parts"), str | Mapping):
+            return {**value, "parts": [value["parts"]]}
+        return value
 
 
 class EvalSection(Section):
@@ -230,11 +259,23 @@ def put(values: dict[str, Any], key: str, value: Any, cls: type[BaseModel]) -> N
                 return _put_free(at, parts[i:], value)
             raise InputError(f"no configuration key {key!r}: {did_you_mean(key, all_keys(cls))}")
         at, model = at.setdefault(part, {}), field.annotation
+    inner = _fills(model.model_fields.get(parts[-1]), value)
+    if inner is not None:
+        return put(values, f"{key}.{inner}", value, cls)
     if parts[-1] not in model.model_fields and model.model_config.get("extra") != "allow":
         raise InputError(f"no configuration key {key!r}: {did_you_mean(key, all_keys(cls))}")
     if isinstance(value, Mapping) and isinstance(at.get(parts[-1]), dict) and parts[-1] in cls.model_fields:
         raise InputError(f"{key!r} is a section: set its keys, for instance {key}.{next(iter(at[parts[-1]]), '...')}")
     at[parts[-1]] = value
+
+
+def _fills(field: FieldInfo | None, value: Any) -> str | None:
+    """The key of a section that a value given in the section's place is meant for: `loss: [ce, dice]`."""
+    annotation = field.annotation if field is not None else None
+    if not (isinstance(annotation, type) and issubclass(annotation, Section)) or annotation.filled_by is None:
+        return None
+    is_part = isinstance(value, Mapping) and "type" in value
+    return annotation.filled_by if is_part or isinstance(value, str | list) else None
 
 
 def _put_free(at: dict[str, Any], parts: list[str], value: Any) -> None:
@@ -252,6 +293,8 @@ def _merge(values: dict[str, Any], new: Mapping[str, Any], cls: type[BaseModel],
         if field is None and cls.model_config.get("extra") != "allow":
             raise InputError(f"{where}: no configuration key {prefix + key!r}: {did_you_mean(key, cls.model_fields)}")
         annotation = field.annotation if field is not None else None
+        if (inner := _fills(field, value)) is not None:
+            value = {inner: value}
         if isinstance(annotation, type) and issubclass(annotation, BaseModel) and isinstance(value, Mapping):
             _merge(values.setdefault(key, {}), value, annotation, where, f"{prefix}{key}.")
         else:

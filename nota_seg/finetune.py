@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from torch import Tensor, nn
 
 from nota_seg.config import EvalSection, FinetuneConfig
 from nota_seg.data.dataset import TrainDataset
+from nota_seg.data.paste import Banks, batch_part
 from nota_seg.data.sources import SegmentationSource, open_source
-from nota_seg.data.transforms import TrainTransform
+from nota_seg.data.transforms import TrainTransform, fit_factor
 from nota_seg.evaluate import evaluate, format_table
 from nota_seg.inference import Protocol
-from nota_seg.models import create_model
+from nota_seg.models import create_model, external
 from nota_seg.models.checkpoints import load_checkpoint
 from nota_seg.models.configuration import NotaSegConfig
 from nota_seg.models.losses import upsampled_cross_entropy
 from nota_seg.models.pixels import normalise
+from nota_seg.training.losses import WeightedSum
 from nota_seg.training.runs import run
 from util.errors import InputError
 from util.files import write_text
@@ -33,7 +36,7 @@ from util.run_folder import RunFolder
 
 
 class SegmentationTask:
-    """Cross-entropy at full size; judged by mIoU at the labels' original size."""
+    """Cross-entropy at full size, or the losses of the configuration; judged by mIoU at the labels' original size."""
 
     repeats = 1
     score = "miou"
@@ -50,6 +53,8 @@ class SegmentationTask:
                 raise InputError(f"{source.root} has no {split} pictures; splits found: {source.splits}")
         self.model = build_model(config, source, say)
         data = config.data
+        fit = partial(fit_factor, base_size=data.base_size) if data.base_size is not None else None
+        banks = Banks(source, data.limit, fit)
         transform = TrainTransform(
             crop_size=data.crop_size,
             base_size=data.base_size,
@@ -58,16 +63,22 @@ class SegmentationTask:
             flip=data.hflip,
             jitter=data.color_jitter,
             extra=data.extra,
+            banks=banks,
         )
         processes = max(1, config.train.workers) * accelerator.num_processes
         cache = data.cache_gib * 2**30 / processes
-        self.train_data = TrainDataset(source, transform, limit=data.limit, cache_bytes=cache)
+        batch = batch_part(data.extra, source.class_names)
+        self.train_data = TrainDataset(source, transform, limit=data.limit, cache_bytes=cache, batch=batch)
+        banks.read_through(self.train_data.read)
         self.mean, self.std = self.model.config.image_mean, self.model.config.image_std
         self.class_weights = class_weights(config, self.train_data, source.num_labels)
+        self.criterion = WeightedSum(config.loss.parts, source.num_labels, self.class_weights)
         self.protocol = protocol_of(config.eval, data.crop_size, data.base_size)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         logits = model(normalise(batch["pixels"].permute(0, 3, 1, 2), self.mean, self.std)).logits
+        if not self.criterion.is_plain:
+            return self.criterion(logits, batch["labels"])
         weight = None if self.class_weights is None else self.class_weights.to(logits.device)
         return upsampled_cross_entropy(logits, batch["labels"], weight=weight)
 
@@ -108,10 +119,12 @@ def build_model(config: FinetuneConfig, source: SegmentationSource, say: Any) ->
     overrides["id2label"] = dict(enumerate(source.class_names))
     overrides["label2id"] = {name: i for i, name in enumerate(source.class_names)}
     overrides["image_size"] = config.data.base_size
+    if config.pretrain is not None:
+        overrides.pop("pretrained", None)  # of models of other libraries: weights of the hub would be overwritten
     model = create_model(config.model.name, num_labels=source.num_labels, **overrides)
-    if config.pretrain is None:
+    if config.pretrain is None and not overrides.get("pretrained"):
         say("no --pretrain: the encoder starts from random weights")
-    else:
+    elif config.pretrain is not None:
         say(str(load_checkpoint(model, config.pretrain)))
     return model
 
@@ -124,6 +137,8 @@ def model_options(name: str | None, pretrain: str | None, *, resume: bool) -> di
     if name is not None or resume or pretrain is None or not (Path(pretrain) / "config.json").is_file():
         return {"model.name": name}
     saved = json.loads((Path(pretrain) / "config.json").read_text(encoding="utf-8"))
+    if settings := external.settings_of(saved):
+        return {f"model.{key}": value for key, value in settings.items()}
     if saved.get("model_type") != NotaSegConfig.model_type:
         return {}
     return {"model.name": saved["zoo_name"], "model.stages": saved["stages"], "model.decoder": saved["decoder"]}
@@ -137,11 +152,15 @@ def protocol_of(section: EvalSection, crop: tuple[int, int], base: tuple[int, in
 
 
 def class_weights(config: FinetuneConfig, data: TrainDataset, num_labels: int) -> Tensor | None:
-    """Weights of the classes in the loss, with mean 1; `inverse` is one over the frequency in the training masks."""
+    """Weights of the classes in the loss, with mean 1.
+
+    `inverse` is one over the frequency in the training masks, `smoothed` 0.3 of that (as shares) and 0.7 of equal
+    shares.
+    """
     chosen = config.loss.class_weights
     if chosen is None:
         return None
-    if chosen == "inverse":
+    if isinstance(chosen, str):
         counts = np.zeros(256, dtype=np.int64)
         with Progress(len(data), "counting labels") as progress:
             for i in range(len(data)):
@@ -149,6 +168,8 @@ def class_weights(config: FinetuneConfig, data: TrainDataset, num_labels: int) -
                 progress()
         frequency = torch.from_numpy(counts[:num_labels] / max(1, counts[:num_labels].sum())).float()
         weights = torch.where(frequency > 0, 1 / frequency.clamp(min=1e-12), torch.zeros(()))
+        if chosen == "smoothed":
+            weights = 0.3 * weights / weights.sum() + 0.7 / num_labels
     else:
         if len(chosen) != num_labels:
             raise InputError(f"loss.class_weights lists {len(chosen)} numbers, the data have {num_labels} classes")

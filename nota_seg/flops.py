@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from nota_seg.models.modeling import NotaSegPreTrainedModel, has_textbook, textbook
+from nota_seg.models.modeling import Encoder, NotaSegPreTrainedModel, has_textbook, textbook
 from util.flops import count
 
 
@@ -14,8 +14,8 @@ def parts_of(model: nn.Module) -> list[str]:
     """The encoder's stages and what stands on the encoder."""
     parts = []
     for name, child in model.named_children():
-        stages = getattr(child, "stages", None)
-        parts += [f"{name}.stages.{i}" for i in range(len(stages))] if stages is not None else [name]
+        is_ours = isinstance(child, Encoder)
+        parts += [f"{name}.stages.{i}" for i in range(len(child.stages))] if is_ours else [name]
     return parts
 
 

@@ -102,6 +102,10 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     return Counter({"attention": math.prod(batch) * n * m * (d + value_d)})
 
 
+def _bicubic(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    return Counter({"upsample_bicubic2d": 16 * math.prod(_shape(outputs[0]))})  # fvcore: 4 for a bilinear sample
+
+
 def _nothing(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     return Counter()
 
@@ -117,20 +121,22 @@ COUNTED: dict[str, Handler] = {
     "aten::baddbmm": _baddbmm,
     "aten::einsum": _einsum,
     "aten::scaled_dot_product_attention": _attention,
+    "aten::upsample_bicubic2d": _bicubic,
+    "aten::_upsample_bicubic2d_aa": _bicubic,
 }
 # One operation an element or less. Norms and resizing are not here: fvcore counts those (5 an element for a LayerNorm,
 # 4 for a bilinear sample, ...), and so do the published figures that were made with it.
 FREE = """
-    abs adaptive_avg_pool1d adaptive_max_pool2d add add_ alias amax amin arange argmax avg_pool1d avg_pool2d
-    bernoulli bernoulli_ cat chunk clamp clamp_min clone constant_pad_nd contiguous copy_ cumsum detach div div_
-    dropout dropout_ elu empty empty_like eq erf exp expand expand_as feature_dropout fill_ flatten flip full
-    full_like gather ge gelu gt hardsigmoid hardswish im2col index index_select le leaky_relu lerp
-    linalg_vector_norm linspace log log_softmax lt masked_fill max max_pool2d maximum mean meshgrid min minimum mul
-    mul_ ne neg new_empty new_zeros norm ones ones_like pad permute pixel_shuffle pixel_unshuffle pow reciprocal
-    relu relu_ remainder repeat repeat_interleave replication_pad2d reflection_pad2d reshape roll rsqrt rsub select
-    sigmoid sigmoid_ silu silu_ sin cos slice softmax softplus split split_with_sizes sqrt squeeze stack sub sum
-    swapaxes t tanh to topk transpose triu tril type_as unbind unflatten unfold unsqueeze var var_mean view view_as
-    where zeros zeros_like
+    abs adaptive_avg_pool1d adaptive_max_pool2d add add_ alias amax amin arange argmax avg_pool1d avg_pool2d bernoulli
+    bernoulli_ cat ceil chunk clamp clamp_min clone constant_pad_nd contiguous copy_ cos cumsum detach div div_
+    dropout dropout_ elu empty empty_like eq erf exp expand expand_as feature_dropout feature_dropout_ fill_ flatten
+    flip floor floor_divide full full_like gather ge gelu gt hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh
+    hardtanh_ im2col index index_select le leaky_relu lerp linalg_vector_norm linspace log log_softmax lt masked_fill
+    max max_pool2d maximum mean meshgrid min minimum mish mul mul_ ne neg new_empty new_zeros norm ones ones_like pad
+    permute pixel_shuffle pixel_unshuffle pow reciprocal reflection_pad2d relu relu_ remainder repeat
+    repeat_interleave replication_pad2d reshape reshape_as roll rsqrt rsub select sigmoid sigmoid_ silu silu_ sin
+    slice softmax softplus split split_with_sizes sqrt squeeze stack sub sum swapaxes t tanh to topk transpose tril
+    triu type_as unbind unflatten unfold unsqueeze var var_mean view view_as where zeros zeros_like
 """.split()  # noqa: SIM905  (three screens as a list)
 
 

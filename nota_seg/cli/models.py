@@ -22,6 +22,7 @@ def models(
     """
     from nota_seg import catalogue
     from nota_seg.models import list_models
+    from nota_seg.models.external import FORMS
     from nota_seg.models.study import STUDY
     from util.errors import InputError
     from util.progress import Progress
@@ -44,6 +45,9 @@ def models(
             [[r["name"], f"{r['params'] / 1e6:.3f}", f"{r['gmacs']:.2f}", f"{r['gmacs_reference']:.2f}",
               catalogue.summary(r["components"])] for r in rows],
         )  # fmt: skip
+        if family is None:
+            print("\nbeside these (examples: --family smp, --family timm):")
+            print("\n".join(f"  {form}" for form in FORMS.values()))
         if study:
             print("\nthe SegFormer study: counted here, and printed there; layers are without attention and resizing")
             head = ["variant", "model", "params M", "printed", "layers G", "printed", "GMACs", "printed", ""]

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from nota_seg.data.paste import BatchCopyPaste
 from nota_seg.data.sources.base import SegmentationSource
 from nota_seg.data.transforms import TrainTransform
 
@@ -20,6 +21,7 @@ class TrainDataset(Dataset[dict[str, torch.Tensor]]):
         limit: The first so many pictures only.
         cache_bytes: Decoded pictures are kept while they fit into so many bytes, in each loader process for itself.
             What a process has decoded before costs it no decoding again; what is drawn does not change.
+        batch: What is done to the crops of a batch together, last.
     """
 
     def __init__(
@@ -30,8 +32,10 @@ class TrainDataset(Dataset[dict[str, torch.Tensor]]):
         *,
         limit: int | None = None,
         cache_bytes: float = 0,
+        batch: BatchCopyPaste | None = None,
     ) -> None:
         self.source, self.transform, self.split, self.limit = source, transform, source.split(split), limit
+        self.batch = batch
         self._free = cache_bytes
         self._decoded: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -44,12 +48,26 @@ class TrainDataset(Dataset[dict[str, torch.Tensor]]):
 
         Bytes in the order of the decoder: what turns them into the model's input runs on the device.
         """
+        return self._tensors(*self._crop(key))
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, torch.Tensor]]:
+        """A batch, which torch's loader asks for in one call."""
+        if self.batch is None:
+            return [self[key] for key in keys]
+        crops = self.batch([self._crop(key) for key in keys], [seed for _, seed in keys])
+        return [self._tensors(*crop) for crop in crops]
+
+    def _crop(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         index, seed = key
-        image, label = self.transform(*self._read(index), seed)
+        return self.transform(*self.read(index), seed)
+
+    @staticmethod
+    def _tensors(image: np.ndarray, label: np.ndarray) -> dict[str, torch.Tensor]:
         pixels, labels = np.ascontiguousarray(image), np.ascontiguousarray(label)
         return {"pixels": torch.from_numpy(pixels), "labels": torch.from_numpy(labels)}
 
-    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """A picture and its label map, decoded; from memory where it was kept."""
         if index in self._decoded:
             return self._decoded[index]
         pair = self.source.read(self.split, index)

@@ -10,7 +10,7 @@ import inspect
 import os
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version at import
@@ -19,6 +19,7 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from nota_seg.data.paste import IN_BATCH, PASTES, ObjectBank, build_paste, check_arguments
 from nota_seg.data.sources.base import IGNORE
 from util.errors import InputError, did_you_mean
 
@@ -211,7 +212,9 @@ class TrainTransform:
         max_class_share: Most that one class may cover of a crop's labelled pixels.
         flip: Probability of a flip left to right. There is no vertical one.
         jitter: Strength of brightness, contrast, saturation and hue; None for no jitter.
-        extra: More albumentations transforms, after the others: {"type": "GridDropout", "args": {"p": 0.5}}.
+        extra: More transforms of the crop, after the others: albumentations' and those of `paste` by name, as
+            {"type": "GridDropout", "args": {"p": 0.5}}. What works on whole batches is left to the data set.
+        banks: Where pasted objects come from, by path; None is the training set.
 
     Raises:
         InputError: An extra transform that albumentations does not know, or arguments it does not take.
@@ -227,7 +230,9 @@ class TrainTransform:
         flip: float = 0.5,
         jitter: tuple[float, float, float, float] | None = (0.25, 0.25, 0.25, 0.1),
         extra: Sequence[dict[str, Any]] = (),
+        banks: Callable[[str | None], ObjectBank] | None = None,
     ) -> None:
+        extra = [item for item in extra if not (isinstance(item, dict) and item.get("type") == IN_BATCH)]
         self.crop_size = (crop_size[0], crop_size[1])
         steps: list[A.BasicTransform] = [
             RandomScaleCrop(self.crop_size, base_size, scale, max_class_share),
@@ -235,7 +240,7 @@ class TrainTransform:
         ]
         if jitter is not None:
             steps.append(ColorTwist(*jitter))
-        steps += [build_extra(item) for item in extra]
+        steps += [build_extra(item, banks) for item in extra]
         self._pipeline = A.Compose(steps)
         if extra:
             self._rehearse()
@@ -273,8 +278,14 @@ class TrainTransform:
                 )
 
 
-def build_extra(item: dict[str, Any]) -> A.BasicTransform:
-    """An albumentations transform from {"type": name, "args": {argument: value}}.
+GROUPS = {"OneOf": A.OneOf, "SomeOf": A.SomeOf, "Sequential": A.Sequential, "RandomOrder": A.RandomOrder}
+
+
+def build_extra(item: dict[str, Any], banks: Callable[[str | None], ObjectBank] | None = None) -> Any:
+    """A transform from {"type": name, "args": {argument: value}}: of albumentations, or one of `paste`.
+
+    A group of albumentations' (`OneOf`, `SomeOf`, `Sequential`, `RandomOrder`) has its members in args.transforms, each
+    written in the same way.
 
     Borders that a geometric transform brings in are labelled 255 unless `fill_mask` says otherwise; albumentations'
     own default would make them class 0.
@@ -289,19 +300,33 @@ def build_extra(item: dict[str, Any]) -> A.BasicTransform:
         for name, kind in vars(A).items()
         if inspect.isclass(kind) and issubclass(kind, A.BasicTransform) and not inspect.isabstract(kind)
     }
-    name, arguments = str(item["type"]), dict(item.get("args") or {})
+    name, arguments = str(item["type"]), item.get("args") or {}
+    if not isinstance(arguments, dict):
+        raise InputError(f"the args of {name} are names and values, got {arguments!r}")
+    if name in PASTES:
+        try:
+            return build_paste(name, arguments, banks)
+        except InputError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name} refuses {arguments}: {error}") from None
+    known |= GROUPS
     if name not in known:
-        raise InputError(f"no albumentations transform {name!r}: {did_you_mean(name, known)}")
+        raise InputError(f"no albumentations transform {name!r}: {did_you_mean(name, [*known, *PASTES, IN_BATCH])}")
+    check_arguments(name, known[name], arguments)
+    arguments = dict(arguments)
+    if name in GROUPS:
+        members = arguments.get("transforms")
+        if not isinstance(members, list) or not members:
+            raise InputError(f"{name} is a choice: list its members in args.transforms")
+        arguments["transforms"] = [build_extra(member, banks) for member in members]
     taken = inspect.signature(known[name].__init__).parameters
-    for argument in arguments:
-        if argument not in taken or argument == "self":
-            takes = [a for a in taken if a not in ("self", "args", "kwargs")]
-            raise InputError(f"{name} takes no argument {argument!r}: {did_you_mean(argument, takes)}")
     if "fill_mask" in taken and taken["fill_mask"].default == 0:
         arguments.setdefault("fill_mask", IGNORE)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # albumentations only warns of arguments that it drops
+            warnings.simplefilter("ignore", UserWarning)  # ShiftScaleRotate is told to be an Affine
+            warnings.filterwarnings("error", "Argument", UserWarning)  # it only warns of those that it drops
             return known[name](**arguments)
     except Exception as error:
         raise InputError(f"albumentations refuses {name} with {arguments}: {error}") from None

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput, SemanticSegmenterOutput
 
 from nota_seg.models.block import Block
@@ -91,8 +91,8 @@ class Encoder(nn.Module):
 class NotaSegPreTrainedModel(PreTrainedModel):
     """Initialisation, loading and saving, shared by the three models."""
 
-    config_class = NotaSegConfig
-    config: NotaSegConfig
+    config_class: type[PretrainedConfig] = NotaSegConfig
+    config: Any
     base_model_prefix = "encoder"
     main_input_name = "pixel_values"
     input_modalities = ("image",)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
+from nota_seg.models import external
 from nota_seg.models.configuration import PER_STAGE, Architecture, NotaSegConfig
 from nota_seg.models.families import FAMILIES
 from nota_seg.models.registry import DECODERS, FEEDFORWARDS, MIXERS, SKIPS, STEMS, Registry
@@ -28,6 +29,8 @@ def bases() -> dict[str, Architecture]:
 
 def family_of(name: str) -> str:
     """The family of a model name, with or without changes."""
+    if library := external.library_of(name):
+        return library
     base, _ = parse_name(name)
     return next(family for family, members in FAMILIES.items() if base in members)
 
@@ -86,7 +89,8 @@ def parse_name(name: str) -> tuple[str, list[str]]:
     known_bases, known_changes = bases(), changes()
     fitting = [b for b in known_bases if name == b or name.startswith(b + "-")]
     if not fitting:
-        raise InputError(f"unknown model {name!r}: {did_you_mean(name, list_models())}")
+        forms = " or ".join(f"{library}:..." for library in external.FORMS)
+        raise InputError(f"unknown model {name!r}: {did_you_mean(name, list_models())} (or {forms})")
     base = max(fitting, key=len)
     parts = name[len(base) :].split("-")[1:]
     for part in parts:
@@ -170,10 +174,13 @@ CONFIG_KEYS = (
 def list_models(family: str | None = None) -> list[str]:
     """Base names, and each single change of SegFormer-B0 as examples.
 
-    Every change of every base builds, and longer lists of changes do too: `create_model` parses names.
+    Every change of every base builds, and longer lists of changes do too: `create_model` parses names. It also takes
+    `smp:<architecture>/<encoder>` and `timm:<encoder>/<decoder>`; the families `smp` and `timm` list examples of them.
     """
+    if family in external.FORMS:
+        return external.examples(family)
     if family is not None and family not in FAMILIES:
-        raise InputError(f"unknown family {family!r}: {did_you_mean(family, FAMILIES)}")
+        raise InputError(f"unknown family {family!r}: {did_you_mean(family, [*FAMILIES, *external.FORMS])}")
     names = [base for one in ([family] if family else FAMILIES) for base in FAMILIES[one]]
     if names[0] == EXAMPLE:
         used = {c for components in create_config(EXAMPLE).components().values() for c in components}
@@ -181,8 +188,8 @@ def list_models(family: str | None = None) -> list[str]:
     return names
 
 
-def create_config(name: str, *, num_labels: int = 150, **overrides: Any) -> NotaSegConfig:
-    """The configuration of a model name; `overrides` as in `apply_overrides`."""
+def create_config(name: str, *, num_labels: int = 150, **overrides: Any) -> Any:
+    """The configuration of a model name, `NotaSegConfig` for our own; `overrides` as in `apply_overrides`."""
     overrides = dict(overrides)
     if "id2label" in overrides:
         num_labels = len(overrides["id2label"])
@@ -191,6 +198,8 @@ def create_config(name: str, *, num_labels: int = 150, **overrides: Any) -> Nota
         overrides["label2id"] = {v: k for k, v in overrides["id2label"].items()}
     if num_labels < 1:
         raise InputError(f"num_labels must be at least 1, got {num_labels}")
+    if external.library_of(name):
+        return external.create_config(name, num_labels, overrides)
     return NotaSegConfig(zoo_name=name, **apply_overrides(architecture(name), overrides))
 
 
@@ -198,10 +207,12 @@ def create_model(name: str, task: str = "segmentation", num_labels: int = 150, *
     """A freshly initialised model.
 
     Args:
-        name: A base (`segformer-b0`, `segnext-t`, ...) with changes: `segformer-b0-pool-fpn`. See `list_models`.
+        name: A base (`segformer-b0`, `segnext-t`, ...) with changes: `segformer-b0-pool-fpn`. See `list_models`. Or
+            `smp:<architecture>/<encoder>` or `timm:<encoder>/<decoder>`.
         task: `segmentation`, `classification` or `backbone`.
         num_labels: Classes.
-        overrides: As in `apply_overrides`.
+        overrides: As in `apply_overrides`. Of `smp:` and `timm:` models: `decoder` (timm), arguments of the library's
+            constructor, and `pretrained`: ask the hub for the encoder's published weights, else random ones.
 
     Returns:
         A `transformers.PreTrainedModel`.
@@ -215,6 +226,11 @@ def create_model(name: str, task: str = "segmentation", num_labels: int = 150, *
     }
     if task not in tasks:
         raise InputError(f"unknown task {task!r}: {did_you_mean(task, tasks)}")
+    if external.library_of(name):
+        pretrained = overrides.pop("pretrained", False)
+        return external.create_model(
+            create_config(name, num_labels=num_labels, **overrides), name, task, pretrained=pretrained
+        )
     return tasks[task](create_config(name, num_labels=num_labels, **overrides))
 
 

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from nota_seg.config import FREE_ON_RESUME, Config, build, differences, dump, load_yaml
 from nota_seg.training.loop import Task, make_accelerator, train
+from nota_seg.training.optim import rehearse
 from util.errors import InputError
 from util.run_folder import RunFolder
 from util.seed import derive, seed_everything
@@ -49,6 +50,7 @@ def run(
 ) -> dict[str, Any]:
     """Make the folder, build the task with its weights drawn from the seed, train it."""
     accelerator = make_accelerator(config.train, folder.path, cpu=cpu)
+    rehearse(config.optim)
     seed_everything(derive(config.train.seed, "weights"))
     task = make_task(accelerator)  # before anything is written: wrong input must leave no folder behind
     if accelerator.is_main_process:

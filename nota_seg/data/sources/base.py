@@ -29,7 +29,7 @@ SPLITS = {
     "test": ("test", "testing"),
 }
 _CANONICAL = {alias: split for split, aliases in SPLITS.items() for alias in aliases}
-_OTHER_WORDS = {
+NO_CLASS_WORDS = {
     "other", "others", "other objects", "background", "void", "unlabeled", "unlabelled", "unknown", "ignore",
     "ignored", "none", "nothing",
 }  # fmt: skip
@@ -338,7 +338,7 @@ def names_without_other(path: Path) -> list[str]:
     begin at 1; or it may name the classes from 0 as they are after 0 has been removed, as ADE20K's does.
     """
     names = read_id2label(path)
-    if len(names) > 1 and names.get(0, "").lower() in _OTHER_WORDS:
+    if len(names) > 1 and names.get(0, "").lower() in NO_CLASS_WORDS:
         del names[0]
     return list(names.values())
 

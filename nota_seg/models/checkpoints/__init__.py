@@ -42,6 +42,11 @@ FORMATS: list[Format] = [
 
 def load_checkpoint(model: nn.Module, path: str | Path, *, strict: bool = True) -> TransferReport:
     """Fill a model from any published format, matched by structure; see `transfer.load_checkpoint`."""
+    from nota_seg.models.external.base import ExternalModel
+    from nota_seg.models.external.weights import load_external
+
+    if isinstance(model, ExternalModel):
+        return load_external(model, path, strict=strict)
     return transfer.load_checkpoint(model, path, formats=FORMATS, strict=strict)
 
 
