@@ -13,7 +13,15 @@ from benchmarks.common import Result, machine, set_threads
 from util.files import write_json
 
 # Each is a module of this package with `run(quick: bool) -> list[Result]`, in the order of the table.
-BENCHMARKS = ["logits", "label_map", "training_step", "pipeline_finetune", "pipeline_tiny_imagenet", "start"]
+BENCHMARKS = [
+    "logits",
+    "label_map",
+    "training_step",
+    "pipeline_finetune",
+    "pipeline_tiny_imagenet",
+    "validation",
+    "start",
+]
 
 
 def table(results: list[Result]) -> str:
