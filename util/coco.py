@@ -1,8 +1,10 @@
-"""COCO instance files: read, check, and paint into label maps."""
+"""COCO instance files: read, check, paint into label maps, and back from masks to annotations."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,13 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle_tools
 
-from util.errors import InputError
+from util.contours import exact_polygons
+from util.errors import InputError, did_you_mean
+from util.files import write_json
+from util.images import image_size, read_image
 
+IMAGE_ROOT = "image_root"  # in `info`: the folder of the pictures, relative to the JSON file's
+FORMS = ("rle", "polygon")
 _FARTHEST = 1e6  # pixels; coordinates beyond this are damage, and would make pycocotools trace them point by point
 
 
@@ -24,6 +31,7 @@ class CocoFile:
         images: The `images` entries, in the file's order.
         annotations_by_image: Annotations of each image id; images without any have an empty list.
         categories: The `categories` entries in order of their id.
+        info: The file's `info`, and `licenses` where it has them.
         label_of: Category id to dense label, 0, 1, ... in order of id.
     """
 
@@ -31,6 +39,7 @@ class CocoFile:
     images: list[dict[str, Any]]
     annotations_by_image: dict[int, list[dict[str, Any]]]
     categories: list[dict[str, Any]]
+    info: dict[str, Any] = field(default_factory=dict)
     label_of: dict[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -41,9 +50,82 @@ class CocoFile:
         """Category names, by dense label."""
         return [str(category["name"]) for category in self.categories]
 
+    @property
+    def annotations(self) -> list[dict[str, Any]]:
+        """All annotations, image by image."""
+        return [a for image in self.images for a in self.annotations_by_image[image["id"]]]
+
+    @property
+    def image_root(self) -> Path:
+        """The folder that `file_name` is relative to, as far as the file says: its own unless `info` names another."""
+        return self.path.parent / str(self.info.get("info", {}).get(IMAGE_ROOT, "."))
+
+    def picture(self, image: dict[str, Any], root: str | Path | None = None) -> Path:
+        """Where an image's file is: below `root` if given, else below `image_root` and the usual folders near it."""
+        name, word = str(image["file_name"]), self.path.stem.removeprefix("instances_")
+        bases = [Path(root)] if root is not None else [self.image_root, self.path.parent, self.path.parent.parent]
+        folders = [base / sub for base in bases for sub in ("", "images", word, f"images/{word}")]
+        for folder in folders:
+            if (folder / name).is_file():
+                return folder / name
+        raise InputError(f"{self.path}: the picture {name} is missing; looked below {bases[0]}; name its folder")
+
+    def read_picture(self, image: dict[str, Any], root: str | Path | None = None) -> np.ndarray:
+        """(height, width, 3) uint8 RGB of the size that the file states, which decides about the EXIF orientation."""
+        path, size = self.picture(image, root), (int(image["height"]), int(image["width"]))
+        for orient in (True, False):
+            if image_size(path, orient=orient) == size:
+                return read_image(path, orient=orient)
+        raise InputError(f"{path} is {image_size(path)} (height, width), {self.path} says {size}; correct the file")
+
+    def category_ids(self, names: Iterable[str]) -> list[int]:
+        """Ids of categories that are given by name (in any case) or by id."""
+        found = []
+        by_name = {str(c["name"]).lower(): c["id"] for c in self.categories}
+        for name in names:
+            if name.lower() in by_name:
+                found.append(by_name[name.lower()])
+            elif name.isdigit() and int(name) in self.label_of:
+                found.append(int(name))
+            else:
+                raise InputError(f"{self.path}: no category {name!r}: {did_you_mean(name, self.class_names)}")
+        return found
+
+    def with_images(self, images: Iterable[dict[str, Any]]) -> CocoFile:
+        """The same file with these of its images, and their annotations, only."""
+        kept = list(images)
+        return CocoFile(
+            self.path, kept, {i["id"]: self.annotations_by_image[i["id"]] for i in kept}, self.categories, self.info
+        )
+
+    def write(self, path: str | Path, root: str | Path | None = None) -> None:
+        """Write the file whole; never over another.
+
+        Args:
+            path: A new file.
+            root: Where the pictures are; `image_root` by default. It is noted relative to the new file.
+        """
+        path = Path(path)
+        must_be_new(path)
+        relative = os.path.relpath(root if root is not None else self.image_root, path.parent)
+        info = {k: v for k, v in self.info.get("info", {}).items() if k != IMAGE_ROOT}
+        if relative != ".":
+            info[IMAGE_ROOT] = Path(relative).as_posix()
+        write_json(
+            path,
+            {
+                **self.info, "info": info, "images": self.images, "annotations": self.annotations,
+                "categories": self.categories,
+            },
+        )  # fmt: skip
+
     @classmethod
-    def read(cls, path: str | Path) -> CocoFile:
+    def read(cls, path: str | Path, *, annotated: bool = True) -> CocoFile:
         """Read and check a file.
+
+        Args:
+            path: The JSON file.
+            annotated: False for the list of a test set, which may lack annotations and categories.
 
         Raises:
             InputError: Not JSON, not COCO, repeated ids, or annotations of images or categories that are not listed.
@@ -52,6 +134,8 @@ class CocoFile:
         content = read_json(path)
         lists = {}
         for key in ("images", "annotations", "categories"):
+            if not annotated and key != "images" and isinstance(content, dict):
+                content.setdefault(key, [])
             if not isinstance(content, dict) or not isinstance(content.get(key), list):
                 raise InputError(f"{path}: no list {key!r}; a COCO file has images, annotations and categories")
             lists[key] = content[key]
@@ -74,7 +158,10 @@ class CocoFile:
                     "which is not in 'categories'"
                 )
             by_image[annotation["image_id"]].append(annotation)
-        return cls(path, lists["images"], by_image, sorted(lists["categories"], key=lambda c: c["id"]))
+        info = {k: v for k, v in content.items() if k in ("info", "licenses") and isinstance(v, dict | list)}
+        if not isinstance(info.get("info", {}), dict):
+            del info["info"]
+        return cls(path, lists["images"], by_image, sorted(lists["categories"], key=lambda c: c["id"]), info)
 
     def paint(self, image: dict[str, Any], *, background: int = 255, first_label: int = 0) -> np.ndarray:
         """Paint an image's annotations into a label map, the largest first, so that small things lie on top.
@@ -101,12 +188,25 @@ class CocoFile:
                 shapes.append((-float(rle_tools.area(rle)), order, rle, annotation))
         label = np.full((height, width), background, dtype=np.uint8)
         for _, _, rle, annotation in sorted(shapes, key=lambda shape: shape[:2]):
-            try:
-                covered = rle_tools.decode(rle)
-            except ValueError as error:
-                raise InputError(f"{self.path}: {_called(annotation)}: damaged RLE ({error})") from None
-            label[covered != 0] = self.label_of[annotation["category_id"]] + first_label
+            label[self._decode(rle, annotation)] = self.label_of[annotation["category_id"]] + first_label
         return label
+
+    def mask(self, image: dict[str, Any], annotation: dict[str, Any]) -> np.ndarray:
+        """(height, width) bool: the pixels of one annotation."""
+        height, width = int(image["height"]), int(image["width"])
+        rle = self._to_rle(annotation, height, width)
+        return np.zeros((height, width), dtype=bool) if rle is None else self._decode(rle, annotation)
+
+    def area(self, image: dict[str, Any], annotation: dict[str, Any]) -> int:
+        """Pixels of one annotation, counted; what the file states is not believed."""
+        rle = self._to_rle(annotation, int(image["height"]), int(image["width"]))
+        return 0 if rle is None else int(rle_tools.area(rle))
+
+    def _decode(self, rle: dict[str, Any], annotation: dict[str, Any]) -> np.ndarray:
+        try:
+            return rle_tools.decode(rle) != 0
+        except ValueError as error:
+            raise InputError(f"{self.path}: {_called(annotation)}: damaged RLE ({error})") from None
 
     def _to_rle(self, annotation: dict[str, Any], height: int, width: int) -> dict[str, Any] | None:
         """The shape as compressed RLE of the image's size; None if it covers nothing."""
@@ -142,6 +242,38 @@ def _checked_rle(shape: dict[str, Any], height: int, width: int, where: str) -> 
     if sum(counts) != height * width:
         raise InputError(f"{where}: RLE lengths add up to {sum(counts)}, the image has {height * width} pixels")
     return rle_tools.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+
+
+def annotation_of(
+    mask: np.ndarray, *, id: int, image_id: int, category_id: int, form: str = "rle", iscrowd: int = 0
+) -> dict[str, Any]:
+    """The annotation of a mask; reading it gives the mask back, pixel for pixel, in either form.
+
+    Args:
+        mask: (H, W) bool.
+        id: Of the annotation, unique in its file.
+        image_id: Of its image.
+        category_id: Of its class.
+        form: "rle" (compressed), or "polygon" along the borders of the pixels: one polygon a connected part, holes
+            joined to it by a seam.
+        iscrowd: 1 for a group of things.
+    """
+    if form not in FORMS:
+        raise InputError(f"unknown form {form!r}: {did_you_mean(form, FORMS)}")
+    rle = rle_tools.encode(np.asfortranarray(mask, dtype=np.uint8))
+    shape: Any = {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
+    if form == "polygon":
+        shape = exact_polygons(mask)
+    return {
+        "id": id, "image_id": image_id, "category_id": category_id, "segmentation": shape,
+        "area": int(rle_tools.area(rle)), "bbox": [float(v) for v in rle_tools.toBbox(rle)], "iscrowd": iscrowd,
+    }  # fmt: skip
+
+
+def must_be_new(path: Path) -> None:
+    """InputError if the path is taken: results never go over what is there."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path} exists: nothing is overwritten, name another")
 
 
 def read_json(path: str | Path) -> Any:
