@@ -70,6 +70,23 @@ class CocoFile:
                 return folder / name
         raise InputError(f"{self.path}: the picture {name} is missing; looked below {bases[0]}; name its folder")
 
+    def find_root(self) -> Path:
+        """The folder that `file_name` is relative to, by looking for the first picture; `image_root` if it is missing."""
+        if not self.images:
+            return self.image_root
+        try:
+            found = self.picture(self.images[0])
+        except InputError:
+            return self.image_root
+        return found.parents[len(Path(self.images[0]["file_name"]).parts) - 1]
+
+    def next_ids(self) -> tuple[int, int]:
+        """The first id above all of the images, and of the annotations."""
+        images, annotations = (
+            [e["id"] for e in entries if isinstance(e.get("id"), int)] for entries in (self.images, self.annotations)
+        )
+        return max(images, default=0) + 1, max(annotations, default=0) + 1
+
     def read_picture(self, image: dict[str, Any], root: str | Path | None = None) -> np.ndarray:
         """(height, width, 3) uint8 RGB of the size that the file states, which decides about the EXIF orientation."""
         path, size = self.picture(image, root), (int(image["height"]), int(image["width"]))
@@ -103,11 +120,11 @@ class CocoFile:
 
         Args:
             path: A new file.
-            root: Where the pictures are; `image_root` by default. It is noted relative to the new file.
+            root: Where the pictures are; found by looking by default. It is noted relative to the new file.
         """
         path = Path(path)
         must_be_new(path)
-        relative = os.path.relpath(root if root is not None else self.image_root, path.parent)
+        relative = os.path.relpath(root if root is not None else self.find_root(), path.parent)
         info = {k: v for k, v in self.info.get("info", {}).items() if k != IMAGE_ROOT}
         if relative != ".":
             info[IMAGE_ROOT] = Path(relative).as_posix()
