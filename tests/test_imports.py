@@ -16,7 +16,7 @@ LAYERS = [
     ("nota_seg.config", "nota_seg.metrics"),
     ("nota_seg.data", "nota_seg.training", "nota_seg.inference"),
     ("nota_seg.evaluate", "nota_seg.flops"),
-    ("nota_seg.predict", "nota_seg.finetune"),
+    ("nota_seg.predict", "nota_seg.finetune", "nota_seg.ensemble", "nota_seg.pseudo_label"),
     ("nota_seg.demo",),
     ("nota_seg.cli",),
 ]

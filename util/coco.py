@@ -6,9 +6,10 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import cv2
 import numpy as np
 from pycocotools import mask as rle_tools
 
@@ -71,7 +72,7 @@ class CocoFile:
         raise InputError(f"{self.path}: the picture {name} is missing; looked below {bases[0]}; name its folder")
 
     def find_root(self) -> Path:
-        """The folder that `file_name` is relative to, by looking for the first picture; `image_root` if it is missing."""
+        """The folder that `file_name` is relative to, found by the first picture; `image_root` if missing."""
         if not self.images:
             return self.image_root
         try:
@@ -285,6 +286,47 @@ def annotation_of(
         "id": id, "image_id": image_id, "category_id": category_id, "segmentation": shape,
         "area": int(rle_tools.area(rle)), "bbox": [float(v) for v in rle_tools.toBbox(rle)], "iscrowd": iscrowd,
     }  # fmt: skip
+
+
+def inner_name(image: dict[str, Any], suffix: str) -> str:
+    """An image's `file_name` with another suffix, for a file below some folder; InputError if it leads out of it."""
+    name = PurePosixPath(str(image["file_name"]))
+    if name.is_absolute() or ".." in name.parts:
+        raise InputError(f"file_name {str(name)!r} leads out of its folder; correct the COCO file")
+    return name.with_suffix(suffix).as_posix()
+
+
+def annotations_of(
+    label: np.ndarray,
+    category_of: dict[int, int],
+    *,
+    first_id: int,
+    image_id: int,
+    form: str = "rle",
+    parts: bool = False,
+) -> list[dict[str, Any]]:
+    """Annotations of a label map, which paint it again: one for each class, or for each connected part of one.
+
+    Args:
+        label: (H, W) ids.
+        category_of: Label to category id; other labels are not annotated.
+        first_id: Of the annotations; they count up from it.
+        image_id: Of the image.
+        form: "rle" or "polygon".
+        parts: One for each part that hangs together by the sides of its pixels.
+    """
+    masks = []
+    for value, category in category_of.items():
+        mask = label == value
+        if parts and mask.any():
+            count, pieces = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+            masks += [(pieces == piece, category) for piece in range(1, count)]
+        elif mask.any():
+            masks.append((mask, category))
+    return [
+        annotation_of(mask, id=first_id + i, image_id=image_id, category_id=category, form=form)
+        for i, (mask, category) in enumerate(masks)
+    ]
 
 
 def must_be_new(path: Path) -> None:

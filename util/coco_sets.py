@@ -105,7 +105,9 @@ def merge(files: Sequence[CocoFile], roots: Sequence[Path | None] | None = None)
             path = folder / str(image["file_name"])
             name = path.relative_to(common).as_posix() if path.is_relative_to(common) else str(image["file_name"])
             if name in origin:
-                raise InputError(f"{file.path}: the picture {name} is in {origin[name]} too; remove it from one of them")
+                raise InputError(
+                    f"{file.path}: the picture {name} is in {origin[name]} too; remove it from one of them"
+                )
             origin[name] = file.path
             image_id = image["id"]
             if image_id in by_image:

@@ -63,7 +63,7 @@ def _loops(mask: np.ndarray) -> list[tuple[list[Corner], tuple[int, int]]]:
     for start in sorted(steps):
         while steps[start]:
             step = steps[start][0]
-            pixel, corner, walk = beside[start, step], start, []
+            pixel, corner, walk = beside[start, step], start, list[Corner]()
             while True:
                 ways = steps[corner]
                 # Where two pixels touch at a corner the walk turns right, and so stays with its own part.

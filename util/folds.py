@@ -154,3 +154,10 @@ def write_folds(coco: CocoFile, fold_of: np.ndarray, output_dir: str | Path, roo
                 part.write(folder / f"kfold_{fold}_{name}.json", base)
         placed = {str(i["file_name"]): int(f) for i, f in zip(coco.images, fold_of, strict=True)}
         write_json(folder / "folds.json", {**fold_report(coco, fold_of), "held_out_in": placed})
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """Plain text for people: images of each fold, and the classes' annotations in each."""
+    wide = max([6, *(len(name) for name in report["classes"])])
+    rows = [("images", report["images"])] + [(n, one["annotations"]) for n, one in report["classes"].items()]
+    return "\n".join(f"{name:<{wide}}" + "".join(f"  {value:>6}" for value in values) for name, values in rows)

@@ -65,13 +65,22 @@ class Patch:
         return self.map(change, change)
 
     def resized(self, height: int, width: int) -> Patch:
-        """Bilinear for the picture, nearest for the masks."""
+        """Nearest for the masks, bilinear for the picture; an object's rim takes colour from the object alone."""
         if (height, width) == self.image.shape[:2]:
             return self
-        return self.map(
-            lambda a: cv2.resize(a, (width, height), interpolation=cv2.INTER_LINEAR),
-            lambda m: cv2.resize(m.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST),
-        )
+
+        def picture(a: np.ndarray) -> np.ndarray:
+            return cv2.resize(a, (width, height), interpolation=cv2.INTER_LINEAR)
+
+        def mask(a: np.ndarray) -> np.ndarray:
+            return cv2.resize(a.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+        result = self.map(picture, mask)
+        for before, after in zip(self.objects, result.objects, strict=True):
+            share = before.mask.astype(np.float32)
+            colours, weight = picture(self.image * share[..., None])[after.mask], picture(share)[after.mask]
+            result.image[after.mask] = np.rint(colours / np.maximum(weight, 1e-6)[:, None]).clip(0, 255)
+        return result
 
     def placed(self, height: int, width: int, top: int, left: int) -> Patch:
         """On a canvas of another size, its corner at (top, left); what falls outside is cut off."""
@@ -106,10 +115,8 @@ class Patch:
         return Patch(self.image, kept[::-1])
 
 
-def read_patch(
-    coco: CocoFile, image: dict[str, Any], root: Path | None = None, classes: Sequence[int] = ()
-) -> Patch:
-    """A picture with its objects, the largest painted first; only those of `classes` (category ids) if any are given."""
+def read_patch(coco: CocoFile, image: dict[str, Any], root: Path | None = None, classes: Sequence[int] = ()) -> Patch:
+    """A picture with its objects, the largest painted first; of `classes` (category ids) only, if any are given."""
     things = [_thing(coco, image, annotation) for annotation in coco.annotations_by_image[image["id"]]]
     things.sort(key=lambda thing: -int(thing.mask.sum()))
     visible = Patch(coco.read_picture(image, root), things).without_hidden()
@@ -263,15 +270,19 @@ class Oversample:
         for image in coco.images:
             annotations = coco.annotations_by_image[image["id"]]
             for annotation in annotations:
-                if annotation["category_id"] in self.classes and not annotation.get("iscrowd"):
-                    if coco.area(image, annotation) >= self.min_area:
-                        objects.append((image, annotation))
+                wanted = annotation["category_id"] in self.classes and not annotation.get("iscrowd")
+                if wanted and coco.area(image, annotation) >= self.min_area:
+                    objects.append((image, annotation))
             if len(annotations) == 1 and annotations[0]["category_id"] in self.onto:
                 targets.append(image)
         if not objects:
-            raise InputError(f"{coco.path}: no object of these classes has {self.min_area} pixels; lower the least area")
+            raise InputError(
+                f"{coco.path}: no object of these classes has {self.min_area} pixels; lower the least area"
+            )
         if not targets:
-            raise InputError(f"{coco.path}: no image has a single annotation, of a background class; name other classes")
+            raise InputError(
+                f"{coco.path}: no image has a single annotation, of a background class; name other classes"
+            )
 
         def once(rng: np.random.Generator) -> New | None:
             image, annotation = objects[int(rng.integers(len(objects)))]
@@ -339,7 +350,8 @@ def write_new(
     kind = "paste" if isinstance(recipe, CopyPaste) else "oversample"
     images: list[dict[str, Any]] = []
     by_image: dict[int, list[dict[str, Any]]] = {}
-    manifest, shown = [], []
+    manifest: list[str] = []
+    shown: list[np.ndarray] = []
     with whole_folder(output_dir) as folder:
         for number, new in enumerate(recipe.draw(coco, count, seed, root)):
             height, width = new.patch.image.shape[:2]

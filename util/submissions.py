@@ -21,7 +21,7 @@ HEADER = ("image_id", "PredictionString")
 SIDE = 256  # pixels of a row's square label map
 
 
-def shrink(label: np.ndarray, height: int = SIDE, width: int = SIDE) -> np.ndarray:
+def resized(label: np.ndarray, height: int, width: int) -> np.ndarray:
     """A label map at another size by nearest neighbour, as OpenCV takes it (512 to 256: every other pixel)."""
     return cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST)
 
@@ -30,7 +30,7 @@ def write_submission(
     path: str | Path,
     rows: Iterable[tuple[str, np.ndarray]],
     *,
-    side: int = SIDE,
+    side: int | None = SIDE,
     progress: Callable[[int], object] | None = None,
 ) -> None:
     """Write rows as they come; the file is there when all are, and never takes another's place.
@@ -38,7 +38,7 @@ def write_submission(
     Args:
         path: A new file.
         rows: Image id and (H, W) uint8 label map, which is brought to (side, side).
-        side: Pixels.
+        side: Pixels; None leaves label maps as they are.
         progress: Called with 1 after every row.
     """
     path = Path(path)
@@ -47,7 +47,8 @@ def write_submission(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(HEADER)
         for image_id, label in rows:
-            writer.writerow((image_id, " ".join(map(str, shrink(label, side, side).ravel().tolist()))))
+            square = label if side is None else resized(label, side, side)
+            writer.writerow((image_id, " ".join(map(str, square.ravel().tolist()))))
             if progress is not None:
                 progress(1)
 

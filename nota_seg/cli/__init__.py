@@ -23,6 +23,7 @@ from nota_seg.cli import (
     models,
     predict,
     pretrain,
+    submit,
 )
 from util.errors import InputError
 
@@ -51,6 +52,8 @@ app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("flops")(flops.flops)
 app.command("convert")(convert.convert)
+app.command("submit")(submit.submit)
+app.command("ensemble")(submit.ensemble)
 app.add_typer(data.app, name="data")
 
 

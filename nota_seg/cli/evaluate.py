@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nota_seg.cli.common import Device, parse_numbers, parse_size, print_json, quiet_libraries, torch_device
+from nota_seg.cli.common import Device, Tta, parse_numbers, parse_size, print_json, quiet_libraries, torch_device, views
 
 
 def evaluate(
@@ -19,6 +19,7 @@ def evaluate(
     stride: Annotated[str | None, typer.Option(help="Of the window.  [default: two thirds of it]")] = None,
     scales: Annotated[str, typer.Option(help="Comma-separated, e.g. 0.5,1,1.5; probabilities are averaged.")] = "1",
     flip: Annotated[bool, typer.Option("--flip", help="Also the mirrored picture.")] = False,
+    tta: Tta = None,
     base_size: Annotated[
         str | None, typer.Option(help="LONGxSHORT side to fit pictures to, or `none`.  [default: the model's]")
     ] = None,
@@ -52,8 +53,8 @@ def evaluate(
     if base_size is not None:
         fitted = None if base_size.lower() == "none" else parse_size(base_size, "--base-size")
     protocol = Protocol(
-        mode=mode, crop_size=window, stride=step, scales=parse_numbers(scales, "--scales"), flip=flip,
-        base_size=tuple(fitted) if fitted else None, precision=precision,
+        mode=mode, crop_size=window, stride=step, scales=parse_numbers(scales, "--scales"),
+        base_size=tuple(fitted) if fitted else None, precision=precision, **{**views(tta), **({"flip": True} if flip else {})},
     )  # fmt: skip
     source = open_source(data_dir)
     total = source.splits.get(split, 0)

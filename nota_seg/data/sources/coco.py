@@ -18,8 +18,9 @@ class Coco(SegmentationSource):
     """Finds `{train,val,test}.json` at the root, or `annotations/instances_{train,val}*.json`, or one JSON file.
 
     A lone file has no splits: 20% of its pictures, chosen by a hash of `file_name`, are `val`, the others `train`.
-    Pictures are looked for at `file_name` relative to the root, then below `images/`, `images/<split>/`, `<split>/`
-    and the folder that the JSON file is named after (`train2017/`).
+    A file named `..._train.json` brings the `..._val.json` beside it along. Pictures are looked for at `file_name`
+    relative to the folder that the file's `info` names (`image_root`) and to the root, then below `images/`,
+    `images/<split>/`, `<split>/` and the folder that the JSON file is named after (`train2017/`).
     """
 
     key = "coco"
@@ -44,7 +45,7 @@ class Coco(SegmentationSource):
         self._files: dict[str, CocoFile] = {}
         self._items: dict[str, list[tuple[int, Path]]] = {}  # place in the file's images, picture
         for split, file in read.items():
-            found, problems = _match(file, _folders(root, file.path, split))
+            found, problems = _match(file, [file.image_root, *_folders(root, file.path, split)])
             if not held_out:
                 self._fill(split, file, found, problems)
                 continue
@@ -84,6 +85,9 @@ class Coco(SegmentationSource):
 def find_files(path: Path) -> dict[str, Path]:
     """The JSON file of every split; the key is "all" for a lone file without splits. Empty if there is none."""
     if path.is_file():
+        held_out = path.with_name(path.name.replace("_train.json", "_val.json"))
+        if path.name.endswith("_train.json") and held_out.is_file():
+            return {"train": path, "val": held_out}  # a fold, say
         return {"all": path} if path.suffix.lower() == ".json" else {}
     if not path.is_dir():
         return {}
