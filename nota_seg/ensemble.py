@@ -44,12 +44,12 @@ class Cleaning:
         """(H, W) uint8 from probabilities and the picture of their size."""
         return self._finish((dense_crf(p_KHW, image) if self.crf else p_KHW).argmax(axis=0).astype(np.uint8))
 
-    def of_labels(self, label: np.ndarray, image: np.ndarray | None, num_labels: int) -> np.ndarray:
+    def of_labels(self, label: np.ndarray, image: np.ndarray | None, num_labels: int | None) -> np.ndarray:
         """(H, W) uint8 from labels; the picture, of any size, only for the conditional random field."""
         if self.crf:
             assert image is not None  # the caller reads it
             fitted = cv2.resize(image, (label.shape[1], label.shape[0]), interpolation=cv2.INTER_AREA)
-            label = crf_labels(label, fitted, num_labels)
+            label = crf_labels(label, fitted, num_labels or int(label.max()) + 1)
         return self._finish(label)
 
     def _finish(self, label: np.ndarray) -> np.ndarray:
@@ -166,7 +166,7 @@ def cleaned(
     rows: Iterable[tuple[str, np.ndarray]],
     cleaning: Cleaning,
     read: Callable[[str], np.ndarray] | None = None,
-    num_labels: int = 256,
+    num_labels: int | None = None,
 ) -> Named:
     """Rows of labels after cleaning; `read` gives the picture of a file name, for the conditional random field."""
     for name, label in rows:

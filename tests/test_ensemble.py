@@ -15,7 +15,7 @@ from PIL import Image
 import nota_seg
 from nota_seg.cli import main
 from nota_seg.ensemble import Cleaning, Member, from_masks, load_members, predicted, probabilities, soft_vote
-from nota_seg.inference import Protocol
+from nota_seg.inference import Protocol, predict_labels, to_pixels
 from nota_seg.predict import predict
 from nota_seg.pseudo_label import Thresholds, pseudo_label
 from util.cleanup import mode_filter
@@ -51,7 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         torch.manual_seed(seed)
         names = dict(enumerate(NAMES))
         model = nota_seg.create_model("segformer-b0", id2label=names, label2id={v: k for k, v in names.items()}, **TINY)
-        torch.nn.init.normal_(model.decoder.classifier.weight, std=1.0) if hasattr(model, "decoder") else None
+        model.config.image_size = (80, 40)  # a run's: pictures are fitted to it
         model.save_pretrained(folder / str(seed))
     return [folder / "0", folder / "1"]
 
@@ -93,16 +93,17 @@ def test_submission_in_the_order_of_the_list(runs: list[Path], waste: Path, tmp_
     assert main([*map(str, words), "--pretrain", str(runs[0]), "--output", str(tmp_path / "a.csv")]) == 0
     file = Submission(tmp_path / "a.csv")
     assert file.image_ids == [image["file_name"] for image in content["images"]]
-    model = load_members(runs[:1], [], Protocol(), "cpu")[0].model
+    one = load_members(runs[:1], [], Protocol(), "cpu")[0]
+    assert one.protocol.base_size == (80, 40)
     coco = CocoFile.read(tmp_path / "test.json", annotated=False)
     for image in coco.images:
-        pixels = torch.from_numpy(coco.read_picture(image, waste.parent).transpose(2, 0, 1).copy())[None]
-        alone = nota_seg.inference.predict_labels(model, pixels, (image["height"], image["width"]), Protocol())
+        pixels = to_pixels(coco.read_picture(image, waste.parent), (80, 40))[None]
+        alone = predict_labels(one.model, pixels, (image["height"], image["width"]), one.protocol)
         rows = np.arange(32) * image["height"] // 32
         columns = np.arange(32) * image["width"] // 32
         assert np.array_equal(file.label(image["file_name"]), alone[0].numpy()[rows][:, columns])
 
-    predict(model, [waste.parent], tmp_path / "labels", Protocol(), NAMES, "cpu")
+    predict(one.model, [waste.parent], tmp_path / "labels", one.protocol, NAMES, "cpu")
     words += ["--labels", tmp_path / "labels", "--output", tmp_path / "b.csv"]
     assert main([str(w) for w in words]) == 0
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
@@ -134,9 +135,8 @@ def test_masks_by_name(tmp_path: Path) -> None:
     for i, name in ((1, "batch_1_0001.png"), (2, "batch_2/0001.png")):
         (tmp_path / "m" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((4, 4), i, dtype=np.uint8)).save(tmp_path / "m" / name)
-    assert [(n, int(m[0, 0])) for n, m in from_masks(coco, tmp_path / "m")] == [
-        (i["file_name"], i["id"]) for i in images
-    ]
+    found = {name: int(mask[0, 0]) for name, mask in from_masks(coco, tmp_path / "m")}
+    assert found == {image["file_name"]: image["id"] for image in images}
     (tmp_path / "m" / "batch_1_0001.png").rename(tmp_path / "m" / "0001.png")  # of which batch?
     with pytest.raises(InputError, match="no mask of batch_1/0001"):
         from_masks(coco, tmp_path / "m")
