@@ -15,7 +15,7 @@ from pycocotools import mask as rle_tools
 
 from util.contours import exact_polygons
 from util.errors import InputError, did_you_mean
-from util.files import write_json
+from util.files import write_text
 from util.images import image_size, read_image
 
 IMAGE_ROOT = "image_root"  # in `info`: the folder of the pictures, relative to the JSON file's
@@ -129,13 +129,9 @@ class CocoFile:
         info = {k: v for k, v in self.info.get("info", {}).items() if k != IMAGE_ROOT}
         if relative != ".":
             info[IMAGE_ROOT] = Path(relative).as_posix()
-        write_json(
-            path,
-            {
-                **self.info, "info": info, "images": self.images, "annotations": self.annotations,
-                "categories": self.categories,
-            },
-        )  # fmt: skip
+        lists = {"images": self.images, "annotations": self.annotations, "categories": self.categories}
+        # On one line: a number a line would make a polygon a page.
+        write_text(path, json.dumps({**self.info, "info": info, **lists}, ensure_ascii=False, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: str | Path, *, annotated: bool = True) -> CocoFile:

@@ -177,13 +177,19 @@ def jittered(patch: Patch, rng: np.random.Generator, low: float = 0.2, high: flo
 
 
 def elastic(patch: Patch, seed: int) -> Patch:
-    """An elastic deformation of picture and masks (albumentations)."""
+    """An elastic deformation (albumentations), the same for every object; the picture around them is left behind."""
     import albumentations
 
-    transform = albumentations.Compose([albumentations.ElasticTransform(alpha=40, sigma=6, p=1.0)], seed=seed)
-    result = transform(image=patch.image, masks=[t.mask.astype(np.uint8) for t in patch.objects])
-    masks = zip(result["masks"], patch.objects, strict=True)
-    return Patch(result["image"], [t._replace(mask=np.asarray(m) > 0) for m, t in masks])
+    image, objects = np.zeros_like(patch.image), []
+    for thing in patch.objects:
+        # Colours come weighted with the mask, so that the rim does not take any from around the object.
+        weighted = np.concatenate([patch.image / 255 * thing.mask[..., None], thing.mask[..., None]], axis=2)
+        transform = albumentations.Compose([albumentations.ElasticTransform(alpha=40, sigma=6, p=1.0)], seed=seed)
+        moved = transform(image=weighted.astype(np.float32))["image"]
+        mask = moved[..., 3] >= 0.5
+        image[mask] = np.rint(255 * moved[mask, :3] / moved[mask, 3:]).clip(0, 255)
+        objects.append(thing._replace(mask=mask))
+    return Patch(image, objects)
 
 
 @dataclass

@@ -98,6 +98,7 @@ def pseudo_label(
     from nota_seg.pseudo_label import Thresholds
     from nota_seg.pseudo_label import pseudo_label as run
     from util.coco import CocoFile, must_be_new
+    from util.errors import InputError
     from util.progress import Progress
 
     quiet_libraries()
@@ -105,8 +106,11 @@ def pseudo_label(
     coco = CocoFile.read(test_json, annotated=False)
     classes = {}
     for text in class_ or []:
-        name, _, number = text.rpartition("=")
-        classes[coco.label_of[coco.category_ids([name])[0]] + 1] = parse_numbers(number, "--class")[0]
+        name, equals, number = text.rpartition("=")
+        if not equals:
+            raise InputError(f"--class {text!r}: give a class and its least probability, as Battery=0.9")
+        label = 0 if name.lower() == "background" else coco.label_of[coco.category_ids([name])[0]] + 1
+        classes[label] = parse_numbers(number, "--class")[0]
     thresholds = Thresholds(pixel, classes, image)
     protocol = Protocol(scales=parse_numbers(scales, "--scales"), **views(tta))
     members = load_members(pretrain, weight or [], protocol, torch_dev)
