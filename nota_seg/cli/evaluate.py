@@ -52,9 +52,11 @@ def evaluate(
     fitted = getattr(model.config, "image_size", None)
     if base_size is not None:
         fitted = None if base_size.lower() == "none" else parse_size(base_size, "--base-size")
+    seen = views(tta)
+    seen["flip"] |= flip
     protocol = Protocol(
         mode=mode, crop_size=window, stride=step, scales=parse_numbers(scales, "--scales"),
-        base_size=tuple(fitted) if fitted else None, precision=precision, **{**views(tta), **({"flip": True} if flip else {})},
+        base_size=tuple(fitted) if fitted else None, precision=precision, **seen,
     )  # fmt: skip
     source = open_source(data_dir)
     total = source.splits.get(split, 0)
