@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint format venv clean
+.PHONY: demo test test-fast bench lint format venv clean
 
 demo: venv
 	$(BIN)/nota-seg demo --output-dir demo-output --overwrite
@@ -13,6 +13,10 @@ test: lint
 
 test-fast: venv
 	$(BIN)/python -m pytest -m "not slow"
+
+# One thread for both sides of each comparison; BENCH="logits --threads 2" runs some, or with other options.
+bench: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(BENCH)
 
 lint: venv
 	$(BIN)/ruff check .

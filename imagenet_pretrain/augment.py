@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 
+import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from timm.data import Mixup, create_transform
+from timm.data.auto_augment import RandAugment
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import MaybeToTensor
 from torch import Tensor
 
+from imagenet_pretrain.pixel_ops import on_pillow, use_bytes
 from util.errors import InputError
 from util.seed import seeded
 
 
 class TrainTransform:
-    """Random resized crop, flip, RandAugment or colour jitter, normalisation, random erasing with noise.
+    """Random resized crop, flip, RandAugment or colour jitter, on bytes.
 
-    Bicubic resizing and per-pixel noise in erased boxes are DeiT's choices, whose recipe this is.
+    timm draws every parameter; RandAugment's pixel operations are `pixel_ops`', its bicubic resizing is torch's for
+    bytes, equal to Pillow's but for rounding. Normalisation and erasing follow on the device, see `make_erasing`.
 
     Args:
         input_size: Side of the result in pixels.
         auto_augment: timm's notation of RandAugment (arXiv 1909.13719) and its like, or None.
         color_jitter: Strength of brightness, contrast and saturation. As in timm it acts only without `auto_augment`,
             which has colour operations of its own.
-        random_erasing: Probability (arXiv 1708.04896).
         scale: Share of the picture's area that the crop takes, smallest and largest.
         hflip: Probability of a horizontal flip.
-        mean: RGB, 0..1.
-        std: RGB, 0..1.
+        mean: RGB, 0..1; what geometric operations fill with.
 
     Raises:
         InputError: timm does not understand `auto_augment`.
@@ -40,35 +47,52 @@ class TrainTransform:
         *,
         auto_augment: str | None = "rand-m9-mstd0.5-inc1",
         color_jitter: float | None = 0.4,
-        random_erasing: float = 0.25,
         scale: tuple[float, float] = (0.08, 1.0),
         hflip: float = 0.5,
         mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-        std: Sequence[float] = IMAGENET_DEFAULT_STD,
     ) -> None:
         try:
-            self.transform = create_transform(
+            steps = create_transform(
                 (3, input_size, input_size),
                 is_training=True,
                 auto_augment=auto_augment,
                 color_jitter=color_jitter or None,
-                re_prob=random_erasing,
-                re_mode="pixel",
                 scale=scale,
-                hflip=hflip,
+                hflip=0,
                 interpolation="bicubic",
                 mean=tuple(mean),
-                std=tuple(std),
-            )
+            ).transforms
         except (AssertionError, KeyError, ValueError, TypeError, IndexError):
             raise InputError(
                 f"augment.auto_augment={auto_augment!r} is not timm's notation; e.g. rand-m9-mstd0.5-inc1, or null"
             ) from None
+        self.input_size = input_size
+        self.hflip = hflip
+        self.crop, *colours = steps[: next(i for i, step in enumerate(steps) if isinstance(step, MaybeToTensor))]
+        self.colours = [use_bytes(step) if isinstance(step, RandAugment) else on_pillow(step) for step in colours]
 
     def __call__(self, image: np.ndarray, seed: int) -> Tensor:
-        """(H, W, 3) uint8 RGB -> (3, S, S) float32, normalised; the same seed gives the same result."""
+        """(H, W, 3) uint8 RGB -> (S, S, 3) uint8; the same seed gives the same result."""
         with seeded(int(seed)):  # timm draws from Python's, NumPy's and torch's global generators
-            return self.transform(Image.fromarray(image))
+            picture = torch.from_numpy(image).permute(2, 0, 1)
+            top, left, height, width = self.crop.get_params(picture, self.crop.scale, self.crop.ratio)
+            cut = picture[None, :, top : top + height, left : left + width].contiguous()
+            size = (self.input_size, self.input_size)
+            resized = F.interpolate(cut, size, mode="bicubic", antialias=True)
+            pixels = cv2.merge(list(resized[0].numpy()))  # planes to (H, W, 3), faster than a transposing copy
+            if random.random() < self.hflip:
+                pixels = cv2.flip(pixels, 1)
+            for step in self.colours:
+                pixels = step(pixels)
+        return torch.from_numpy(pixels)
+
+
+def make_erasing(probability: float, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Random erasing (arXiv 1708.04896) of normalised batches (B, C, H, W), in place: boxes of noise for each pixel.
+
+    It draws from Python's and torch's global generators, which the training loop seeds for every step.
+    """
+    return RandomErasing(probability, mode="pixel", device=device)
 
 
 class EvalTransform:

@@ -549,10 +549,10 @@ class TrainImages(Dataset):
         return self.source.splits[self.split]
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
-        """`key` is (index, seed); gives pixel_values (3, S, S) float32 and labels () int64."""
+        """`key` is (index, seed); gives pixels (S, S, 3) uint8 and labels () int64."""
         index, seed = key
         image, label = self.source.read(self.split, index)
-        return {"pixel_values": self.transform(image, seed), "labels": torch.tensor(label)}
+        return {"pixels": self.transform(image, seed), "labels": torch.tensor(label)}
 
 
 class EvalImages(Dataset):

@@ -10,10 +10,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from imagenet_pretrain.augment import EvalTransform, TrainTransform, make_mixup
+from imagenet_pretrain.augment import EvalTransform, TrainTransform, make_erasing, make_mixup
 from imagenet_pretrain.data import EvalImages, ImageSource, TrainImages, open_images
 from nota_seg.config import PretrainConfig
 from nota_seg.models import create_model
+from nota_seg.models.pixels import normalise
 from nota_seg.training.loop import quiet_worker, to_device
 from nota_seg.training.runs import run
 from util.errors import InputError
@@ -47,11 +48,11 @@ class ClassificationTask:
             size,
             auto_augment=augment.auto_augment,
             color_jitter=augment.color_jitter,
-            random_erasing=augment.random_erasing,
             scale=(augment.min_area, 1.0),
             mean=mean,
-            std=std,
         )
+        self.mean, self.std = mean, std
+        self.erase = make_erasing(augment.random_erasing, accelerator.device)
         self.train_data = TrainImages(source, "train", transform)
         self.val_data = EvalImages(source, "val", EvalTransform(size, mean=mean, std=std))
         self.repeats = config.data.repeats
@@ -60,7 +61,8 @@ class ClassificationTask:
             raise InputError(f"mixup pairs pictures: --batch-size must be even, got {config.train.batch_size}")
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        pictures, labels = batch["pixel_values"], batch["labels"]
+        pictures = self.erase(normalise(batch["pixels"].permute(0, 3, 1, 2), self.mean, self.std))
+        labels = batch["labels"]
         if self.mixup is not None:
             pictures, labels = self.mixup(pictures, labels)
             return F.cross_entropy(model(pictures).logits, labels)

@@ -110,6 +110,7 @@ class FinetuneData(Section):
     color_jitter: tuple[float, float, float, float] | None = (0.25, 0.25, 0.25, 0.1)
     extra: list[dict[str, Any]] = []  # further albumentations transforms: {type, args}
     limit: PositiveInt | None = None  # training pictures, the first N
+    cache_gib: NonNegativeFloat = 2.0  # decoded training pictures to keep in memory, all workers together; 0: none
 
 
 class FinetuneLoss(Section):

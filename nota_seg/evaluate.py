@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -52,16 +51,6 @@ def _batches(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
         batch.append(item)
     if batch:
         yield batch
-
-
-def unique_names(names: Iterable[str]) -> list[str]:
-    """Class names as keys: one that occurs again gets its index."""
-    seen: Counter[str] = Counter()
-    result = []
-    for i, name in enumerate(names):
-        seen[name] += 1
-        result.append(name if seen[name] == 1 else f"{name} ({i})")
-    return result
 
 
 def evaluate(
@@ -152,7 +141,7 @@ def evaluate(
         matrix, bands.intersection, bands.union, images = reduce(torch.cat(parts)).split([len(p) for p in parts])
         confusion.matrix, done = matrix.view(K, K), int(images)
     result = scores(confusion.matrix)
-    per_class = zip(unique_names(source.class_names), result["iou"], result["acc"], strict=True)
+    per_class = zip(source.class_names, result["iou"], result["acc"], strict=True)
     return {
         "miou": result["miou"],
         "macc": result["macc"],

@@ -17,11 +17,12 @@ from nota_seg.data.dataset import TrainDataset
 from nota_seg.data.sources import SegmentationSource, open_source
 from nota_seg.data.transforms import TrainTransform
 from nota_seg.evaluate import evaluate, format_table
-from nota_seg.inference import Protocol, normalise
+from nota_seg.inference import Protocol
 from nota_seg.models import create_model
 from nota_seg.models.checkpoints import load_checkpoint
 from nota_seg.models.configuration import NotaSegConfig
 from nota_seg.models.losses import upsampled_cross_entropy
+from nota_seg.models.pixels import normalise
 from nota_seg.training.runs import run
 from util.errors import InputError
 from util.files import write_text
@@ -58,13 +59,15 @@ class SegmentationTask:
             jitter=data.color_jitter,
             extra=data.extra,
         )
-        self.train_data = TrainDataset(source, transform, limit=data.limit)
+        processes = max(1, config.train.workers) * accelerator.num_processes
+        cache = data.cache_gib * 2**30 / processes
+        self.train_data = TrainDataset(source, transform, limit=data.limit, cache_bytes=cache)
         self.mean, self.std = self.model.config.image_mean, self.model.config.image_std
         self.class_weights = class_weights(config, self.train_data, source.num_labels)
         self.protocol = protocol_of(config.eval, data.crop_size, data.base_size)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        logits = model(normalise(batch["pixel_values"], self.mean, self.std)).logits
+        logits = model(normalise(batch["pixels"].permute(0, 3, 1, 2), self.mean, self.std)).logits
         weight = None if self.class_weights is None else self.class_weights.to(logits.device)
         return upsampled_cross_entropy(logits, batch["labels"], weight=weight)
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch import nn
 
-from nota_seg.models import create_config, create_model
-from nota_seg.models.modeling import textbook
-from nota_seg.models.zoo import family_of
+from nota_seg.models.modeling import NotaSegPreTrainedModel, has_textbook, textbook
 from util.flops import count
 
 
@@ -38,9 +32,13 @@ def cost(model: nn.Module, size: tuple[int, int] = (512, 512)) -> dict[str, Any]
         `macs`; `uncounted`, which is empty, as an unknown operator raises; `size` and the `model`'s name.
     """
     shape = (1, getattr(getattr(model, "config", None), "in_channels", 3), *size)
-    executed = count(model, shape, parts=parts_of(model))
-    with textbook(model):
-        reference = count(model, shape)
+    # Our models take any size, and what they keep of their weights does not depend on it.
+    small = (*shape[:2], 64, 64) if isinstance(model, NotaSegPreTrainedModel) else None
+    executed = count(model, shape, warm_up=small, parts=parts_of(model))
+    reference = executed
+    if has_textbook(model):
+        with textbook(model):
+            reference = count(model, shape, warm_up=small)
     return {
         "params": executed.params,
         "macs": executed.macs,
@@ -66,46 +64,3 @@ def format_cost(result: dict[str, Any]) -> str:
     total = max(1, result["macs"])
     lines += [f"  {name:20} {macs / 1e9:9.3f} G {100 * macs / total:5.1f}%" for name, macs in result["by_part"].items()]
     return "\n".join(lines)
-
-
-def model_table(names: Sequence[str], *, progress: Callable[[int], object] | None = None) -> list[dict[str, Any]]:
-    """What `nota-seg models` shows of each name: family, components, cost at 512x512 with 150 classes.
-
-    The blocks of a stage cost the same, so a model of one block a stage is counted and its blocks are multiplied: B5
-    takes no longer than B0, and models that differ in depth alone are counted once.
-    """
-    rows, known = [], {}
-    for name in names:
-        config = create_config(name)
-        depths = [s["depth"] for s in config.stages]
-        shallow = json.dumps([{**s, "depth": 1} for s in config.stages] + [config.decoder])
-        if shallow not in known:
-            known[shallow] = _by_block(create_model(name, depths=[1] * len(depths)))
-        executed, reference = (whole + sum(b * (d - 1) for b, d in zip(blocks, depths, strict=True))
-                               for whole, blocks in known[shallow])  # fmt: skip
-        with torch.device("meta"):
-            params = sum(p.numel() for p in create_model(name).parameters())
-        rows.append(
-            {
-                "name": name,
-                "family": family_of(name),
-                "components": config.components(),
-                "params": params,
-                "gmacs": round(executed / 1e9, 3),
-                "gmacs_reference": round(reference / 1e9, 3),
-            }
-        )
-        if progress is not None:
-            progress(1)
-    return rows
-
-
-def _by_block(model: Any) -> list[tuple[int, list[int]]]:
-    """MACs of the whole model and of the first block of each stage, as executed and in the textbook order."""
-    blocks = [f"encoder.stages.{i}.blocks.0" for i in range(len(model.config.stages))]
-    result = []
-    for context in (nullcontext(), textbook(model)):
-        with context:
-            counted = count(model, (1, 3, 512, 512), parts=blocks)
-        result.append((counted.macs, [counted.by_part[b] for b in blocks]))
-    return result

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from nota_seg.models.configuration import IMAGENET_MEAN, IMAGENET_STD
 from nota_seg.models.labels import labels_from_logits
+from nota_seg.models.pixels import normalise
 from util.errors import InputError, did_you_mean
 
 Size = tuple[int, int]
@@ -112,23 +113,6 @@ def to_pixels(image: np.ndarray, base_size: Size | None) -> Tensor:
 
         image = resize_for_eval(image, base_size)
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-
-def normalise(pixel_values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Bytes to the model's float32 input, on the device where the bytes are (a quarter of the floats to transfer).
-
-    Args:
-        pixel_values: (B, C, H, W) uint8.
-        mean: C values, of pictures scaled to 0..1.
-        std: C values, likewise.
-    """
-    if pixel_values.dtype != torch.uint8 or pixel_values.dim() != 4:
-        shape = tuple(pixel_values.shape)
-        raise InputError(f"pictures must be (B, C, H, W) of uint8 (0..255), got {shape} of {pixel_values.dtype}")
-    device = pixel_values.device
-    mean_C11 = 255 * torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
-    std_C11 = 255 * torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
-    return (pixel_values.float() - mean_C11).div_(std_C11)
 
 
 def _autocast(device: torch.device, protocol: Protocol) -> AbstractContextManager:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nota_seg.evaluate import evaluate, format_table, unique_names
+from nota_seg.evaluate import evaluate, format_table
 from nota_seg.inference import Protocol
 from util.errors import InputError
 
@@ -148,7 +148,3 @@ def test_table() -> None:
     assert [line.split()[0] for line in lines[2:6]] == FakeSource.class_names
     assert lines[2].split() == ["sky", "100.00", "100.00"] and lines[5].split() == ["ship", "-", "-"]
     assert "boundary IoU 100.00" in lines[-1] and "7 pictures" in lines[-1]
-
-
-def test_repeated_names_stay_apart() -> None:
-    assert unique_names(["a", "b", "a"]) == ["a", "b", "a (2)"]

@@ -235,8 +235,12 @@ def distributed(processes: int, words: list[str], **environment: str) -> subproc
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(shapes: Path, tmp_path: Path) -> None:
-    """2 x 2 pictures a step are the 1 x 4 pictures of one process: the same run up to summation order."""
-    exact = ("model.drop_path_rate=0", "augment.mixup=0", "augment.cutmix=0", "optim.lr=0.1", "optim.warmup_steps=0")
+    """2 x 2 pictures a step are the 1 x 4 pictures of one process: the same run up to summation order. What is drawn
+    on the device (mixing, erasing, drop path) is drawn for each process and switched off."""
+    exact = (
+        "model.drop_path_rate=0", "augment.mixup=0", "augment.cutmix=0", "augment.random_erasing=0", "optim.lr=0.1",
+        "optim.warmup_steps=0",
+    )  # fmt: skip
     alone, both = tmp_path / "alone", tmp_path / "both"
     assert main(pretrain_words(shapes, alone, set_=exact)) == 0
     process = distributed(2, pretrain_words(shapes, both, "--batch-size", "2", set_=exact))

@@ -121,15 +121,16 @@ COUNTED: dict[str, Handler] = {
 # One operation an element or less. Norms and resizing are not here: fvcore counts those (5 an element for a LayerNorm,
 # 4 for a bilinear sample, ...), and so do the published figures that were made with it.
 FREE = """
-    abs adaptive_avg_pool1d adaptive_max_pool2d add add_ alias amax amin arange argmax avg_pool2d bernoulli bernoulli_
-    cat chunk clamp clamp_min clone constant_pad_nd contiguous copy_ cumsum detach div div_ dropout dropout_ elu empty
-    empty_like eq erf exp expand expand_as feature_dropout fill_ flatten flip full full_like gather ge gelu gt
-    hardsigmoid hardswish im2col index index_select le leaky_relu lerp linspace log log_softmax lt masked_fill max
-    max_pool2d maximum mean meshgrid min minimum mul mul_ ne neg new_empty new_zeros norm ones ones_like pad permute
-    pixel_shuffle pixel_unshuffle pow reciprocal relu relu_ remainder repeat repeat_interleave replication_pad2d
-    reflection_pad2d reshape roll rsqrt rsub select sigmoid sigmoid_ silu silu_ sin cos slice softmax softplus split
-    split_with_sizes sqrt squeeze stack sub sum swapaxes t tanh to topk transpose triu tril type_as unbind unflatten
-    unfold unsqueeze var var_mean view view_as where zeros zeros_like
+    abs adaptive_avg_pool1d adaptive_max_pool2d add add_ alias amax amin arange argmax avg_pool1d avg_pool2d
+    bernoulli bernoulli_ cat chunk clamp clamp_min clone constant_pad_nd contiguous copy_ cumsum detach div div_
+    dropout dropout_ elu empty empty_like eq erf exp expand expand_as feature_dropout fill_ flatten flip full
+    full_like gather ge gelu gt hardsigmoid hardswish im2col index index_select le leaky_relu lerp
+    linalg_vector_norm linspace log log_softmax lt masked_fill max max_pool2d maximum mean meshgrid min minimum mul
+    mul_ ne neg new_empty new_zeros norm ones ones_like pad permute pixel_shuffle pixel_unshuffle pow reciprocal
+    relu relu_ remainder repeat repeat_interleave replication_pad2d reflection_pad2d reshape roll rsqrt rsub select
+    sigmoid sigmoid_ silu silu_ sin cos slice softmax softplus split split_with_sizes sqrt squeeze stack sub sum
+    swapaxes t tanh to topk transpose triu tril type_as unbind unflatten unfold unsqueeze var var_mean view view_as
+    where zeros zeros_like
 """.split()  # noqa: SIM905  (three screens as a list)
 
 
@@ -151,17 +152,23 @@ class _Plain(nn.Module):
 
 
 def count(
-    module: nn.Module, input_shape: Sequence[int] = (1, 3, 512, 512), *, parts: Sequence[str] = (), strict: bool = True
+    module: nn.Module,
+    input_shape: Sequence[int] = (1, 3, 512, 512),
+    *,
+    warm_up: Sequence[int] | None = None,
+    parts: Sequence[str] = (),
+    strict: bool = True,
 ) -> Cost:
     """Count one forward pass in evaluation mode.
 
     The module runs once before it is traced, so that what it computes once for a given set of weights (a folded
-    layer, say) and then keeps is not counted.
+    layer, say) and then keeps is not counted: at `warm_up`, where it takes any size, which may be small.
 
     Args:
         module: Takes a tensor of its parameters' type; its state and mode are left as they were. Not on the meta
             device: there the tracer fails at the first convolution.
         input_shape: (B, C, H, W).
+        warm_up: Shape of that first run, `input_shape` by default.
         parts: Names of submodules to split the count by; what lies outside them is `rest`.
         strict: Raise on uncounted operators.
 
@@ -170,12 +177,13 @@ def count(
     """
     first = next(module.parameters(), torch.zeros(()))
     x = torch.zeros(tuple(input_shape), device=first.device, dtype=first.dtype)
+    first_x = x if warm_up is None else x.new_zeros(tuple(warm_up))
     modes = {m: m.training for m in module.modules()}
     module.eval()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer remarks on every Python number
-            module(x)
+            module(first_x)
             analysis = FlopCountAnalysis(_Plain(module), x)
             analysis.set_op_handle(**{f"aten::{name}": _nothing for name in FREE})
             analysis.set_op_handle(**COUNTED)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import cv2
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -18,6 +19,7 @@ from util.files import whole_file
 
 Source = str | Path | bytes | BinaryIO
 
+_JPEG_END = b"\xff\xd9"  # the marker that ends a JPEG
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -113,13 +115,29 @@ def read_image(source: Source, *, name: str | None = None, orient: bool = True) 
     Raises:
         InputError: Missing, truncated, or not a picture.
     """
+    if isinstance(source, str | Path):
+        source, name = _bytes_of(source), source_name(source, name)
     with _opened(source, name) as (image, called):
         turn = _TURNS.get(_orientation(image)) if orient else None
+        # OpenCV decodes a JPEG three times as fast as Pillow, to the same values, but fills a cut one up with grey.
+        if isinstance(source, bytes) and image.format == "JPEG" and image.mode == "RGB" and source.endswith(_JPEG_END):
+            flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+            pixels = cv2.imdecode(np.frombuffer(source, np.uint8), flags)
+            if pixels is not None and turn is None:
+                return pixels
         image.load()
         rgb = _to_rgb(image, called)
         if turn is not None:
             rgb = rgb.transpose(turn)
         return np.array(rgb)
+
+
+def _bytes_of(path: str | Path) -> Source:
+    """The file's content, or the path itself where it cannot be read: what is wrong then is said in one place."""
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return path
 
 
 def image_size(source: Source, *, name: str | None = None, orient: bool = True) -> tuple[int, int]:

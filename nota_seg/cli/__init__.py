@@ -21,6 +21,7 @@ from nota_seg.cli import (
     finetune,
     flops,
     models,
+    new,
     predict,
     pretrain,
     submit,
@@ -54,6 +55,7 @@ app.command("flops")(flops.flops)
 app.command("convert")(convert.convert)
 app.command("submit")(submit.submit)
 app.command("ensemble")(submit.ensemble)
+app.command("new")(new.new)
 app.add_typer(data.app, name="data")
 
 

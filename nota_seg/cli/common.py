@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,7 @@ Device = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder, exactly.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of everything random.")]
+MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Optimiser steps; counts instead of epochs.")]
 
 
 class View(StrEnum):
@@ -130,6 +132,32 @@ def torch_device(device: str | None) -> Any:
 def is_main_process() -> bool:
     """Whether this process prints results; `dist_train.sh` starts several."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def train(
+    config_class: Any,
+    task: Callable[..., dict[str, Any]],
+    output: tuple[str, Path],
+    options: dict[str, Any],
+    *,
+    sets: list[str] | None,
+    file: Path | None,
+    cpu: bool,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Run one phase of training, `task`, and print its result; `output` is the folder with the name of its option."""
+    from nota_seg.training.runs import resolve
+    from util.run_folder import RunFolder
+
+    quiet_libraries()
+    folder = RunFolder(output[1])
+    config = resolve(
+        config_class, folder, options=options, sets=sets or [], file=file, resume=resume, overwrite=overwrite
+    )
+    result = task(config, folder, resume=resume, overwrite=overwrite, cpu=cpu)
+    if is_main_process():
+        print_json({**result, output[0]: str(output[1])})
 
 
 def print_json(value: Any) -> None:

@@ -10,16 +10,15 @@ import typer
 from nota_seg.cli.common import (
     ConfigFile,
     Device,
+    MaxSteps,
     Overwrite,
     Resume,
     Seed,
     Set,
     choose_devices,
-    is_main_process,
     parse_size,
-    print_json,
-    quiet_libraries,
-)  # fmt: skip
+    train,
+)
 
 
 def finetune(
@@ -34,7 +33,7 @@ def finetune(
         str | None, typer.Option(help="Model name.  [default: that of --pretrain, else segformer-b0]")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="[default: 60]")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; counts instead of epochs.")] = None,
+    max_steps: MaxSteps = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures per process.  [default: 16]")] = None,
     crop_size: Annotated[str | None, typer.Option(help="Pixels: 512 or HxW.  [default: 512]")] = None,
     lr: Annotated[
@@ -55,11 +54,7 @@ def finetune(
     from nota_seg.config import FinetuneConfig
     from nota_seg.finetune import finetune as run
     from nota_seg.finetune import model_options
-    from nota_seg.training.runs import resolve
-    from util.run_folder import RunFolder
 
-    quiet_libraries()
-    folder = RunFolder(save_path)
     options = {
         "data.path": data_dir,
         "pretrain": pretrain,
@@ -71,9 +66,7 @@ def finetune(
         "train.seed": seed,
         **model_options(model, pretrain, resume=resume),
     }
-    resolved = resolve(
-        FinetuneConfig, folder, options=options, sets=set_ or [], file=config, resume=resume, overwrite=overwrite
-    )
-    result = run(resolved, folder, resume=resume, overwrite=overwrite, cpu=cpu)
-    if is_main_process():
-        print_json({**result, "save_path": str(save_path)})
+    train(
+        FinetuneConfig, run, ("save_path", save_path), options,
+        sets=set_, file=config, cpu=cpu, resume=resume, overwrite=overwrite,
+    )  # fmt: skip

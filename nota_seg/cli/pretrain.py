@@ -7,18 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nota_seg.cli.common import (
-    ConfigFile,
-    Device,
-    Overwrite,
-    Resume,
-    Seed,
-    Set,
-    choose_devices,
-    is_main_process,
-    print_json,
-    quiet_libraries,
-)  # fmt: skip
+from nota_seg.cli.common import ConfigFile, Device, MaxSteps, Overwrite, Resume, Seed, Set, choose_devices, train
 
 
 def pretrain(
@@ -30,7 +19,7 @@ def pretrain(
         str | None, typer.Option(help="Model name, e.g. segformer-b0-pool.  [default: segformer-b0]")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="[default: 300]")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; counts instead of epochs.")] = None,
+    max_steps: MaxSteps = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures per process.  [default: 128]")] = None,
     input_size: Annotated[int | None, typer.Option(min=32, help="Pixels, square.  [default: 224]")] = None,
     lr: Annotated[
@@ -50,11 +39,7 @@ def pretrain(
     cpu = choose_devices(device)
     from imagenet_pretrain.pretrain import pretrain as run
     from nota_seg.config import PretrainConfig
-    from nota_seg.training.runs import resolve
-    from util.run_folder import RunFolder
 
-    quiet_libraries()
-    folder = RunFolder(output_dir)
     options = {
         "data.path": data_path,
         "model.name": model,
@@ -65,9 +50,7 @@ def pretrain(
         "optim.lr": lr,
         "train.seed": seed,
     }
-    resolved = resolve(
-        PretrainConfig, folder, options=options, sets=set_ or [], file=config, resume=resume, overwrite=overwrite
-    )
-    result = run(resolved, folder, resume=resume, overwrite=overwrite, cpu=cpu)
-    if is_main_process():
-        print_json({**result, "output_dir": str(output_dir)})
+    train(
+        PretrainConfig, run, ("output_dir", output_dir), options,
+        sets=set_, file=config, cpu=cpu, resume=resume, overwrite=overwrite,
+    )  # fmt: skip

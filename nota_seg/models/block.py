@@ -15,11 +15,12 @@ class Block(nn.Module):
         stage: Dimensions and component names.
         drop_path: Stochastic depth of this block.
         eps: Epsilon of the norms that the skips own.
+        index: Number of the block in its stage, from 0, for mixers that alternate (shifted windows).
     """
 
-    def __init__(self, stage: StageConfig, drop_path: float, eps: float) -> None:
+    def __init__(self, stage: StageConfig, drop_path: float, eps: float, index: int = 0) -> None:
         super().__init__()
-        self.mixer = MIXERS.build(stage.mixer, dim=stage.dim, heads=stage.heads)
+        self.mixer = MIXERS.build(stage.mixer, dim=stage.dim, heads=stage.heads, index=index)
         self.feedforward = FEEDFORWARDS.build(stage.feedforward, dim=stage.dim, hidden=int(stage.dim * stage.mlp_ratio))
         self.skip1 = SKIPS.build(stage.skip, dim=stage.dim, drop_path=drop_path, eps=eps)
         self.skip2 = SKIPS.build(stage.skip, dim=stage.dim, drop_path=drop_path, eps=eps)

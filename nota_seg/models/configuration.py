@@ -15,17 +15,24 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from nota_seg.models.registry import DECODERS, FEEDFORWARDS, MIXERS, SKIPS, STEMS, Spec
+from nota_seg.models.registry import BLOCKS, DECODERS, FEEDFORWARDS, MIXERS, SKIPS, STEMS, Spec
 from util.errors import InputError, did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+STAGE_NORMS = ("layer", "batch", "none")
+Architecture = dict[str, Any]  # keyword arguments of NotaSegConfig: stages, decoder, ...
 PER_STAGE = {"mixer": MIXERS, "feedforward": FEEDFORWARDS, "skip": SKIPS, "stem": STEMS}
 
 
 @dataclass
 class StageConfig:
-    """One stage of the encoder: `depth` blocks of mixer and feed-forward at one resolution, after a stem."""
+    """One stage of the encoder: `depth` blocks of mixer and feed-forward at one resolution, after a stem.
+
+    Where a stage is no row of equal blocks, `blocks` names their kinds as a pattern that is repeated over the depth:
+    depth 10 of `["ncb", "ncb", "ncb", "ncb", "ntb"]` is (NCB x 4, NTB) x 2. A block may have channels of its own
+    (`{"name": "ncb", "dim": 384}`); the last one has the stage's. Mixer, feed-forward and skip are then unused.
+    """
 
     depth: int  # blocks
     dim: int  # channels
@@ -36,6 +43,9 @@ class StageConfig:
     mixer: Spec = field(default_factory=lambda: {"name": "sra", "ratio": 1})
     feedforward: Spec = "mix"
     skip: Spec = "add"
+    blocks: Sequence[Spec] | None = None  # a pattern of block kinds; None: mixer and feed-forward inside the skip
+    norm: str = "layer"  # of the stage's map: layer, batch or none
+    norm_next: bool = True  # whether the next stage goes on from the normed map; Swin's norms are for the decoder alone
 
     def __post_init__(self) -> None:
         for name in ("depth", "dim", "stride", "heads"):
@@ -46,6 +56,30 @@ class StageConfig:
             raise InputError(f"a stage's mlp_ratio must be positive, got {self.mlp_ratio!r}")
         for name, registry in PER_STAGE.items():
             setattr(self, name, registry.normalise(getattr(self, name)))
+        if self.norm not in STAGE_NORMS:
+            raise InputError(f"a stage's norm is one of {', '.join(STAGE_NORMS)}, got {self.norm!r}")
+        if self.blocks is not None:
+            self.blocks = self._normalised_blocks(self.blocks)
+
+    def _normalised_blocks(self, blocks: Sequence[Spec]) -> list[dict[str, Any]]:
+        if isinstance(blocks, str | Mapping) or not blocks or self.depth % len(blocks):
+            raise InputError(
+                f"a stage's blocks must be a list whose length divides its depth {self.depth}, got {blocks!r}"
+            )
+        result: list[dict[str, Any]] = []
+        for spec in blocks:
+            given = {} if isinstance(spec, str) else dict(spec)
+            dim = given.pop("dim", self.dim)
+            result.append({**BLOCKS.normalise(spec if isinstance(spec, str) else given), "dim": dim})
+        if dim != self.dim:
+            raise InputError(f"a stage of {self.dim} channels must end with a block of as many, got one of {dim}")
+        return result
+
+    @property
+    def block_specs(self) -> list[dict[str, Any]]:
+        """The pattern of blocks repeated over the depth, each with its channels `dim`."""
+        pattern = self._normalised_blocks(self.blocks) if self.blocks else []
+        return [{**pattern[i % len(pattern)]} for i in range(self.depth)] if pattern else []
 
     @classmethod
     def of(cls, value: StageConfig | Mapping[str, Any]) -> StageConfig:
@@ -137,8 +171,12 @@ class NotaSegConfig(PretrainedConfig):
         return [s[kind]["name"] for s in self.stages]
 
     def components(self) -> dict[str, list[str]]:
-        """The names of all components, by kind, one a stage."""
-        return {kind: self._component_names(kind) for kind in PER_STAGE} | {"decoder": [self.decoder["name"]]}
+        """The names of all components, by kind, one a stage; of a stage with blocks of its own kinds, those."""
+        names: dict[str, list[str]] = {kind: self._component_names(kind) for kind in PER_STAGE}
+        if any(s["blocks"] for s in self.stages):
+            kinds = [list(dict.fromkeys(b["name"] for b in s["blocks"] or [])) for s in self.stages]
+            names = {"stem": names["stem"], "block": ["+".join(k) for k in kinds]}
+        return names | {"decoder": [self.decoder["name"]]}
 
 
 SEGFORMER_B0 = [

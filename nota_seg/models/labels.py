@@ -6,15 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nota_seg.models.resize import taps
+
 PIECE = 1 << 21  # bytes of upsampled logits at a time; measured: fits the cache, and fills more than one core
-
-
-def _taps(size: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the two neighbours and the weight of the second, for bilinear resizing with align_corners False."""
-    position = (torch.arange(target, device=device, dtype=torch.float32) + 0.5) * (size / target) - 0.5
-    position = position.clamp(min=0)
-    low = position.long().clamp(max=size - 1)
-    return low, (low + 1).clamp(max=size - 1), position - low
 
 
 def labels_from_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -34,8 +28,8 @@ def labels_from_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
         return full.argmax(dim=1)
     # Columns first and classes last: both resizings then copy and mix long contiguous runs, and the argmax reads one.
     logits_BwhK = logits.float().permute(0, 3, 2, 1).contiguous()
-    left, right, weight_W = _taps(w, W, logits.device)
-    top, bottom, weight_H = _taps(h, H, logits.device)
+    left, right, weight_W = taps(w, W, logits.device)
+    top, bottom, weight_H = taps(h, H, logits.device)
     columns = max(1, PIECE // (4 * K * H))
     out_BWH = torch.empty(B, W, H, dtype=torch.int64)
     for b in range(B):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +21,55 @@ from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput,
 
 from nota_seg.models.block import Block
 from nota_seg.models.configuration import NotaSegConfig, StageConfig
+from nota_seg.models.fuse import fold_batch_norms
 from nota_seg.models.labels import labels_from_logits
 from nota_seg.models.losses import upsampled_cross_entropy
-from nota_seg.models.registry import DECODERS, STEMS
+from nota_seg.models.norms import NORMS
+from nota_seg.models.registry import BLOCKS, DECODERS, STEMS
+from util.errors import InputError
 
 
 class Stage(nn.Module):
-    """A stem, `depth` blocks and a LayerNorm, at one resolution."""
+    """A stem, `depth` blocks and a norm, at one resolution."""
 
     def __init__(self, stage: StageConfig, in_channels: int, drop_paths: list[float], eps: float) -> None:
         super().__init__()
-        self.stem = STEMS.build(stage.stem, in_channels=in_channels, dim=stage.dim, stride=stage.stride)
-        self.blocks = nn.ModuleList(Block(stage, drop_path, eps) for drop_path in drop_paths)
-        self.norm = nn.LayerNorm(stage.dim, eps=eps)
+        own = stage.block_specs
+        dim = own[0]["dim"] if own else stage.dim
+        self.stem = STEMS.build(stage.stem, in_channels=in_channels, dim=dim, stride=stage.stride)
+        self.blocks = nn.ModuleList()
+        for i, drop_path in enumerate(drop_paths):
+            if own:
+                before, dim = dim, own[i].pop("dim")
+                block = BLOCKS.build(own[i], in_dim=before, dim=dim, drop_path=drop_path, eps=eps)
+            else:
+                block = Block(stage, drop_path, eps, index=i)
+            self.blocks.append(block)
+        self.norm = NORMS[stage.norm](stage.dim, eps)
+        self.norm_next = stage.norm_next
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
+    def forward(self, x_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """The stage's feature map, and what the next stage goes on from."""
         x_BHWC = self.stem(x_BHWC)
         for block in self.blocks:
             x_BHWC = block(x_BHWC)
-        return self.norm(x_BHWC)
+        normed_BHWC = self.norm(x_BHWC)
+        return normed_BHWC, normed_BHWC if self.norm_next else x_BHWC
 
 
 class Encoder(nn.Module):
-    """The hierarchical encoder: (B, 3, H, W) to one (B, H/stride, W/stride, C) map a stage."""
+    """The hierarchical encoder: (B, 3, H, W) to one (B, H/stride, W/stride, C) map a stage.
 
-    def __init__(self, config: NotaSegConfig) -> None:
+    Args:
+        config: Of the model.
+        last_only: Only the last map is used: norms that no later stage goes on from are left out.
+    """
+
+    def __init__(self, config: NotaSegConfig, last_only: bool = False) -> None:
         super().__init__()
         stages = config.stage_configs
+        if last_only:
+            stages = [s if s.norm_next else replace(s, norm="none") for s in stages[:-1]] + stages[-1:]
         depth = sum(s.depth for s in stages)
         # Plain arithmetic: a tensor would fail where models are built without storage.
         rates = iter(config.drop_path_rate * i / max(1, depth - 1) for i in range(depth))
@@ -60,8 +83,8 @@ class Encoder(nn.Module):
         x_BHWC = pixel_values.permute(0, 2, 3, 1).contiguous()
         features = []
         for stage in self.stages:
-            x_BHWC = stage(x_BHWC)
-            features.append(x_BHWC)
+            feature_BHWC, x_BHWC = stage(x_BHWC)
+            features.append(feature_BHWC)
         return features
 
 
@@ -75,32 +98,52 @@ class NotaSegPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     _no_split_modules = ["Block"]
     _supports_sdpa = True
+    _fused = False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Linear: truncated normal; convolution: normal with variance 2 / fan_out (fan_out divided by the groups)."""
         # transformers.initialization would skip what a checkpoint has already filled; the flag does the same here.
-        if isinstance(module, nn.Linear):
+        if hasattr(module, "init_own_weights"):
+            # A component with parameters of its own kind (a scale, a bias table) says itself how they start. It must
+            # own them directly: transformers passes modules by that have no parameter or buffer of their own.
+            module.init_own_weights()
+        elif isinstance(module, nn.Linear):
             if not getattr(module.weight, "_is_hf_initialized", False):
                 nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             if not getattr(module.weight, "_is_hf_initialized", False):
                 fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
                 nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
-        elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d | nn.GroupNorm):
+        elif isinstance(module, nn.LayerNorm | nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
             if module.weight is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 nn.init.ones_(module.weight)
-            if isinstance(module, nn.BatchNorm2d) and not getattr(module.running_mean, "_is_hf_initialized", False):
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and not getattr(
+                module.running_mean, "_is_hf_initialized", False
+            ):
                 module.reset_running_stats()
-        elif hasattr(module, "init_own_weights"):
-            # A component with parameters of its own kind (a scale, a bias table) says itself how they start.
-            module.init_own_weights()
         bias = getattr(module, "bias", None)
         if isinstance(bias, nn.Parameter) and not getattr(bias, "_is_hf_initialized", False):
             nn.init.zeros_(bias)
 
+    def fuse(self) -> NotaSegPreTrainedModel:
+        """Fold batch norms into the convolutions before them, for inference: equal up to rounding, in place.
+
+        The way back is to load the weights anew: a fused model neither trains nor is saved.
+        """
+        fold_batch_norms(self.eval())
+        self._fused = True
+        return self
+
+    def train(self, mode: bool = True) -> NotaSegPreTrainedModel:
+        if mode and self._fused:
+            raise InputError("a fused model has no batch norms left to train: load the weights anew")
+        return super().train(mode)
+
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """As in transformers, and an image processor beside the weights: a model without one is half a model."""
+        if self._fused:
+            raise InputError("a fused model does not fit its configuration any more: save it before model.fuse()")
         super().save_pretrained(save_directory, **kwargs)
         image_processor(self.config).save_pretrained(save_directory)
 
@@ -141,7 +184,7 @@ class NotaSegForImageClassification(NotaSegPreTrainedModel):
 
     def __init__(self, config: NotaSegConfig) -> None:
         super().__init__(config)
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, last_only=True)
         self.classifier = nn.Linear(config.channels[-1], config.num_labels)
         self.post_init()
 
@@ -188,6 +231,11 @@ class NotaSegForSemanticSegmentation(NotaSegPreTrainedModel):
         """
         logits = self(pixel_values).logits
         return labels_from_logits(logits, size or tuple(pixel_values.shape[2:]))
+
+
+def has_textbook(model: nn.Module) -> bool:
+    """Whether any component has a cheaper form than its paper's."""
+    return any(isinstance(getattr(m, "textbook", None), bool) for m in model.modules())
 
 
 @contextmanager

@@ -20,11 +20,13 @@ class Registry:
         kind: What the entries are, in the singular: it opens every error message.
         given: Arguments that the model passes to every component of the kind; all others are the component's own
             options and may be set in a specification.
+        offered: Arguments that the model passes to those components alone that take them.
     """
 
-    def __init__(self, kind: str, given: tuple[str, ...]) -> None:
+    def __init__(self, kind: str, given: tuple[str, ...], offered: tuple[str, ...] = ()) -> None:
         self.kind = kind
         self.given = given
+        self.offered = offered
         self._classes: dict[str, type[nn.Module]] = {}
 
     def register(self, name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
@@ -59,7 +61,7 @@ class Registry:
     def options(self, name: str) -> dict[str, Any]:
         """The component's own options and their defaults."""
         parameters = inspect.signature(self.get(name).__init__).parameters
-        return {k: p.default for k, p in parameters.items() if k not in ("self", *self.given)}
+        return {k: p.default for k, p in parameters.items() if k not in ("self", *self.given, *self.offered)}
 
     def normalise(self, spec: Spec) -> dict[str, Any]:
         """A specification as a dictionary with a known `name` and known options."""
@@ -75,11 +77,15 @@ class Registry:
     def build(self, spec: Spec, **given: Any) -> nn.Module:
         """The component of a specification, constructed."""
         options = self.normalise(spec)
-        return self.get(options.pop("name"))(**given, **options)
+        cls = self.get(options.pop("name"))
+        taken = inspect.signature(cls.__init__).parameters
+        given = {k: v for k, v in given.items() if k not in self.offered or k in taken}
+        return cls(**given, **options)
 
 
-MIXERS = Registry("mixer", ("dim", "heads"))
+MIXERS = Registry("mixer", ("dim", "heads"), offered=("index",))  # index: of the block in its stage
 FEEDFORWARDS = Registry("feed-forward", ("dim", "hidden"))
 SKIPS = Registry("skip", ("dim", "drop_path", "eps"))
+BLOCKS = Registry("block", ("in_dim", "dim", "drop_path", "eps"))
 STEMS = Registry("stem", ("in_channels", "dim", "stride"))
 DECODERS = Registry("decoder", ("channels", "strides", "num_labels"))

@@ -10,31 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-from nota_seg.models.configuration import PER_STAGE, NotaSegConfig
+from nota_seg.models.configuration import PER_STAGE, Architecture, NotaSegConfig
+from nota_seg.models.families import FAMILIES
 from nota_seg.models.registry import DECODERS, FEEDFORWARDS, MIXERS, SKIPS, STEMS, Registry
 from util.errors import InputError, did_you_mean
 
-Architecture = dict[str, Any]  # keyword arguments of NotaSegConfig: stages, decoder, ...
-
-
-def _segformer(dims: Sequence[int], depths: Sequence[int], decoder_dim: int) -> Architecture:
-    stages = [
-        dict(depth=depth, dim=dim, stride=stride, heads=heads, mlp_ratio=4, mixer={"name": "sra", "ratio": ratio})
-        for depth, dim, stride, heads, ratio in zip(depths, dims, (4, 2, 2, 2), (1, 2, 5, 8), (8, 4, 2, 1), strict=True)
-    ]
-    return dict(stages=stages, decoder={"name": "mlp", "dim": decoder_dim})
-
-
-# arXiv 2105.15203, table 6.
-SEGFORMER = {
-    "segformer-b0": _segformer((32, 64, 160, 256), (2, 2, 2, 2), 256),
-    "segformer-b1": _segformer((64, 128, 320, 512), (2, 2, 2, 2), 256),
-    "segformer-b2": _segformer((64, 128, 320, 512), (3, 4, 6, 3), 768),
-    "segformer-b3": _segformer((64, 128, 320, 512), (3, 4, 18, 3), 768),
-    "segformer-b4": _segformer((64, 128, 320, 512), (3, 8, 27, 3), 768),
-    "segformer-b5": _segformer((64, 128, 320, 512), (3, 6, 40, 3), 768),
-}
-FAMILIES: dict[str, dict[str, Architecture]] = {"segformer": SEGFORMER}
+EXAMPLE = "segformer-b0"  # the one whose single changes are listed
 
 # Which key of a stage a kind of component fills.
 STAGE_KINDS: dict[str, Registry] = {"mixer": MIXERS, "feedforward": FEEDFORWARDS, "skip": SKIPS, "stem": STEMS}
@@ -57,7 +38,13 @@ def changes() -> dict[str, Callable[[Architecture], None]]:
     def in_every_stage(kind: str, component: str) -> Callable[[Architecture], None]:
         def change(architecture: Architecture) -> None:
             for stage in architecture["stages"]:
-                stage[kind] = {"name": component}
+                if kind != "stem" and stage.get("blocks"):
+                    raise InputError(
+                        f"cannot put {kind} {component!r} into blocks of fixed kinds: change the decoder or stem"
+                    )
+                stage[kind] = _replacing(stage.get(kind), kind, component)
+                if kind == "mixer" and hasattr(MIXERS.get(component), "fitting_heads"):
+                    stage["heads"] = MIXERS.get(component).fitting_heads(stage["dim"], stage.get("heads", 1))
 
         return change
 
@@ -76,6 +63,13 @@ def changes() -> dict[str, Callable[[Architecture], None]]:
     for component in DECODERS:
         table[component if component not in _shared() else f"decoder:{component}"] = decoder(component)
     return table
+
+
+def _replacing(before: Any, kind: str, component: str) -> dict[str, Any]:
+    """A component by name, with those options of the one it replaces that it has as well (a ratio of the stage)."""
+    options = STAGE_KINDS[kind].options(component)
+    kept = {k: v for k, v in before.items() if k in options} if isinstance(before, Mapping) else {}
+    return {"name": component, **kept}
 
 
 def _shared() -> set[str]:
@@ -155,7 +149,7 @@ def _merged(before: Any, after: Any) -> Any:
     return after
 
 
-STAGE_KEYS = ("depth", "dim", "stride", "heads", "mlp_ratio", *PER_STAGE)
+STAGE_KEYS = ("depth", "dim", "stride", "heads", "mlp_ratio", "norm", *PER_STAGE)
 PLURALS = {key + "s": key for key in STAGE_KEYS if key != "heads"}
 CONFIG_KEYS = (
     "decoder",
@@ -174,16 +168,16 @@ CONFIG_KEYS = (
 
 
 def list_models(family: str | None = None) -> list[str]:
-    """Base names and each single change of them. Longer lists of changes build as well: `create_model` parses."""
+    """Base names, and each single change of SegFormer-B0 as examples.
+
+    Every change of every base builds, and longer lists of changes do too: `create_model` parses names.
+    """
     if family is not None and family not in FAMILIES:
         raise InputError(f"unknown family {family!r}: {did_you_mean(family, FAMILIES)}")
-    names: list[str] = []
-    for one in [family] if family else FAMILIES:
-        for base, arch in FAMILIES[one].items():
-            names.append(base)
-            own = NotaSegConfig(**arch).components()
-            used = {c for components in own.values() for c in components}
-            names += [f"{base}-{change}" for change in changes() if change.split(":")[-1] not in used]
+    names = [base for one in ([family] if family else FAMILIES) for base in FAMILIES[one]]
+    if names[0] == EXAMPLE:
+        used = {c for components in create_config(EXAMPLE).components().values() for c in components}
+        names[1:1] = [f"{EXAMPLE}-{change}" for change in changes() if change.rpartition(":")[2] not in used]
     return names
 
 
@@ -204,7 +198,7 @@ def create_model(name: str, task: str = "segmentation", num_labels: int = 150, *
     """A freshly initialised model.
 
     Args:
-        name: `segformer-b0` .. `segformer-b5`, with changes: `segformer-b0-pool-fpn`. See `list_models`.
+        name: A base (`segformer-b0`, `segnext-t`, ...) with changes: `segformer-b0-pool-fpn`. See `list_models`.
         task: `segmentation`, `classification` or `backbone`.
         num_labels: Classes.
         overrides: As in `apply_overrides`.
@@ -224,9 +218,11 @@ def create_model(name: str, task: str = "segmentation", num_labels: int = 150, *
     return tasks[task](create_config(name, num_labels=num_labels, **overrides))
 
 
-def create_from_settings(name: str, *, num_labels: int, sets: Sequence[str]) -> Any:
-    """A segmentation model from a name and `--set model.key=value` strings."""
+def create_from_settings(
+    name: str, *, num_labels: int, sets: Sequence[str], task: str = "segmentation", **overrides: Any
+) -> Any:
+    """A model from a name and `--set model.key=value` strings."""
     from nota_seg.config import FinetuneConfig, build
 
     section = build(FinetuneConfig, options={"model.name": name}, sets=sets).model
-    return create_model(section.name, num_labels=num_labels, **section.overrides())
+    return create_model(section.name, task, num_labels=num_labels, **section.overrides(), **overrides)

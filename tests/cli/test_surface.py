@@ -15,7 +15,7 @@ from nota_seg.cli import app, main
 
 OPTIONS = {
     "demo": {"--output-dir", "--overwrite"},
-    "models": {"--family", "--json"},
+    "models": {"--family", "--json", "--markdown"},
     "pretrain": {
         "--data-path", "--output-dir", "--model", "--epochs", "--max-steps", "--batch-size", "--input-size", "--lr",
         "--seed", "--config", "--set", "--device", "--gpu", "--resume", "--overwrite",
@@ -31,7 +31,7 @@ OPTIONS = {
     },
     "predict": {"--pretrain", "--output-dir", "--device", "--gpu", "--overwrite"},
     "flops": {"--model", "--pretrain", "--size", "--num-classes", "--set", "--json"},
-    "convert": {"--model", "--num-classes", "--task", "--overwrite"},
+    "convert": {"--model", "--num-classes", "--task", "--set", "--overwrite"},
     "submit": {
         "--test-json", "--output", "--pretrain", "--labels", "--size", "--scales", "--tta", "--crf", "--clean",
         "--images", "--device", "--gpu",
@@ -40,6 +40,7 @@ OPTIONS = {
         "--csv", "--output", "--pretrain", "--weight", "--test-json", "--size", "--scales", "--tta", "--crf",
         "--clean", "--images", "--device", "--gpu",
     },
+    "new": set(),
     "data": set(),
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nota_seg.data.dataset import EvalDataset, TrainDataset
+from nota_seg.data.dataset import TrainDataset
 from nota_seg.data.sources import LAYOUTS, open_source
 from nota_seg.data.sources.base import hold_out, unique_names
 from nota_seg.data.transforms import TrainTransform
@@ -306,8 +306,6 @@ def test_splits(tmp_path: Path) -> None:
     for name, state in (("test", "is empty"), ("testing", "is empty"), ("minival", "is not there")):
         with pytest.raises(InputError, match=rf"'{name}' {state}; splits: train \(2 pictures\), val \(2 pictures\)"):
             source.names(name)
-    with pytest.raises(InputError, match="is empty"):
-        EvalDataset(source, "test")
     (root / "images/empty/images/train").mkdir(parents=True)
     (root / "images/empty/masks/train").mkdir(parents=True)
     (root / "images/empty/id2label.json").write_text('{"0": "a"}')
@@ -405,20 +403,29 @@ def test_names_are_unique() -> None:
     assert unique_names(["a", "b", "a", "a (2)", "a"]) == ["a", "b", "a (2)", "a (2) (2)", "a (3)"]
 
 
-# ---- as torch data sets ----
+# ---- as a torch data set ----
 
 
-def test_datasets(tmp_path: Path) -> None:
+def test_training_data(tmp_path: Path) -> None:
     source = open_source(images_masks(tmp_path))
     train = TrainDataset(source, TrainTransform((16, 24)))
     item = train[(1, 99)]
-    assert item["pixel_values"].shape == (3, 16, 24) and str(item["pixel_values"].dtype) == "torch.uint8"
+    assert item["pixels"].shape == (16, 24, 3) and str(item["pixels"].dtype) == "torch.uint8"
     assert item["labels"].shape == (16, 24) and str(item["labels"].dtype) == "torch.uint8" and len(train) == 2
-    evaluation = EvalDataset(source, "val", base_size=(16, 12), keep_image=True)
-    items = list(evaluation)
-    assert [i["name"] for i in items] == ["p0", "p1"]
-    assert items[0]["pixel_values"].shape == (3, 12, 16) and items[0]["labels"].shape == (6, 8)
-    assert items[0]["image"].shape == (6, 8, 3)
+
+
+def test_decoded_pictures_are_kept_within_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(images_masks(tmp_path))
+    size = sum(array.nbytes for array in source.read("train", 0))
+    plain = TrainDataset(source, TrainTransform((16, 24)))
+    cached = TrainDataset(source, TrainTransform((16, 24)), cache_bytes=1.5 * size)  # one of the two fits
+    expected = [plain[(i, seed)] for i in (0, 1) for seed in (5, 6)]
+    decoded: list[int] = []
+    read = source.read
+    monkeypatch.setattr(source, "read", lambda split, index: decoded.append(index) or read(split, index))
+    for want, item in zip(expected, [cached[(i, seed)] for i in (0, 1) for seed in (5, 6)], strict=True):
+        assert want["pixels"].equal(item["pixels"]) and want["labels"].equal(item["labels"])
+    assert decoded == [0, 1, 1]
 
 
 # ---- real data, where there is any ----

@@ -8,7 +8,16 @@ import cv2
 import numpy as np
 import pytest
 
-from nota_seg.data.transforms import RandomScaleCrop, TrainTransform, build_extra, fit_factor, resize_for_eval
+from nota_seg.data.transforms import (
+    GREY,
+    ColorTwist,
+    RandomScaleCrop,
+    TrainTransform,
+    build_extra,
+    fit_factor,
+    resize_for_eval,
+    twist,
+)
 from util.errors import InputError
 
 
@@ -190,3 +199,62 @@ def test_borders_of_extra_transforms_are_ignored_pixels() -> None:
 def test_resize_for_eval(size: tuple[int, int], base: tuple[int, int] | None, expected: tuple[int, int]) -> None:
     image = np.zeros((*size, 3), dtype=np.uint8)
     assert resize_for_eval(image, base).shape[:2] == expected
+
+
+def photo() -> np.ndarray:
+    """Muted colours in smooth patches: no change below reaches 0 or 255."""
+    noise = np.random.default_rng(0).integers(90, 160, (8, 8, 3), dtype=np.uint8)
+    return cv2.resize(noise, (64, 48), interpolation=cv2.INTER_CUBIC)
+
+
+def twisted(steps: list[tuple[str, float]], image: np.ndarray) -> np.ndarray:
+    return cv2.transform(image, twist(steps, image.reshape(-1, 3).mean(axis=0)))
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+@pytest.mark.parametrize("factor", [0.75, 1.25])
+def test_one_colour_change_is_torchvisions(name: str, factor: float) -> None:
+    import torch
+    from torchvision.transforms.v2 import functional as tv
+
+    image = photo()
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    expected = getattr(tv, f"adjust_{name}")(pixels, factor).permute(1, 2, 0).numpy()
+    assert np.abs(twisted([(name, factor)], image).astype(int) - expected).max() <= 1
+
+
+def test_colour_changes_follow_one_another() -> None:
+    image = photo()
+    steps = [("contrast", 0.8), ("hue", 0.05), ("brightness", 1.2), ("saturation", 1.1)]
+    one_by_one = image
+    for step in steps:
+        one_by_one = twisted([step], one_by_one)
+    assert np.abs(twisted(steps, image).astype(int) - one_by_one).max() <= 2  # one rounding a pass there
+
+
+@pytest.mark.parametrize("turn", [-0.1, 0.07])
+def test_hue_turns_the_way_hsv_does_and_keeps_greys(turn: float) -> None:
+    hsv = cv2.cvtColor(photo(), cv2.COLOR_RGB2HSV)[..., 0]
+    after = cv2.cvtColor(twisted([("hue", turn)], photo()), cv2.COLOR_RGB2HSV)[..., 0]
+    degrees = (after.astype(int) - hsv + 90) % 180 - 90  # OpenCV counts 180 to a turn
+    assert np.median(degrees) == pytest.approx(180 * turn, abs=4)
+    grey = np.full((4, 4, 3), 120, dtype=np.uint8)
+    assert np.abs(twisted([("hue", turn)], grey).astype(int) - 120).max() <= 1
+    luma = photo() @ GREY
+    assert np.abs(twisted([("hue", turn)], photo()) @ GREY - luma).max() <= 1.5
+
+
+def test_colours_are_drawn_from_the_ranges() -> None:
+    transform = ColorTwist(0.25, 0.4, 2.0, 0.1)
+    transform.set_random_seed(0)
+    draws = [dict(transform.get_params()["steps"]) for _ in range(400)]
+    orders = {tuple(transform.get_params()["steps"][i][0] for i in range(4)) for _ in range(400)}
+    for name, low, high in (
+        ("brightness", 0.75, 1.25),
+        ("contrast", 0.6, 1.4),
+        ("saturation", 0, 3),
+        ("hue", -0.1, 0.1),
+    ):
+        values = [d[name] for d in draws]
+        assert low <= min(values) < low + 0.05 * (high - low) and high - 0.05 * (high - low) < max(values) <= high
+    assert len(orders) > 20

@@ -7,8 +7,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from imagenet_pretrain.augment import EvalTransform, TrainTransform, make_mixup
+from imagenet_pretrain.augment import EvalTransform, TrainTransform, make_erasing, make_mixup
 from util.errors import InputError
 from util.seed import seeded
 
@@ -16,7 +17,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"auto_augment": None}, {"random_erasing": 1.0}, {"color_jitter": None, "auto_augment": None}]
+    "options", [{}, {"auto_augment": None}, {"auto_augment": "original"}, {"color_jitter": None, "auto_augment": None}]
 )
 def test_the_seed_alone_decides(options: dict) -> None:
     transform = TrainTransform(48, **options)
@@ -25,14 +26,14 @@ def test_the_seed_alone_decides(options: dict) -> None:
         with seeded(surrounding):
             results.append([transform(IMAGE, seed) for seed in range(8)])
     for one, two in zip(*results, strict=True):
-        assert one.shape == (3, 48, 48)
-        assert one.dtype == torch.float32
+        assert one.shape == (48, 48, 3)
+        assert one.dtype == torch.uint8
         assert one.equal(two)
     assert len({one.numpy().tobytes() for one in results[0]}) == 8
 
 
 def test_surrounding_generators_are_undisturbed() -> None:
-    transform = TrainTransform(48, random_erasing=1.0)
+    transform = TrainTransform(48)
 
     def draws(between: bool) -> list[float]:
         with seeded(5):
@@ -43,16 +44,33 @@ def test_surrounding_generators_are_undisturbed() -> None:
     assert draws(False) == draws(True)
 
 
-def test_erasing_and_flips_are_seen() -> None:
-    white = np.full((64, 64, 3), 255, dtype=np.uint8)
-    plain = TrainTransform(32, auto_augment=None, color_jitter=0, random_erasing=0)
-    erased = TrainTransform(32, auto_augment=None, color_jitter=0, random_erasing=1)
-    assert plain(white, 1).flatten(1).std(dim=1).max() < 1e-6
-    assert all(erased(white, seed).flatten(1).std(dim=1).min() > 0.1 for seed in range(4))
-    same = {"auto_augment": None, "color_jitter": 0, "random_erasing": 0, "scale": (1.0, 1.0)}
-    flipped, upright = TrainTransform(64, hflip=1.0, **same), TrainTransform(64, hflip=0.0, **same)
-    # With no flip to draw, the crop is still drawn first from the same seed.
-    assert flipped(IMAGE, 3).equal(upright(IMAGE, 3).flip(-1))
+def test_crop_and_flip_are_pillows_but_for_rounding() -> None:
+    plain = {"auto_augment": None, "color_jitter": 0, "scale": (1.0, 1.0)}
+    flipped, upright = TrainTransform(64, hflip=1.0, **plain), TrainTransform(64, hflip=0.0, **plain)
+    assert flipped(IMAGE, 3).equal(upright(IMAGE, 3).flip(1))
+    transform = TrainTransform(112, auto_augment=None, color_jitter=0, hflip=0)
+    for seed in range(10):
+        with seeded(seed):
+            expected = np.asarray(transform.crop(Image.fromarray(IMAGE)))
+        error = np.abs(transform(IMAGE, seed).numpy().astype(int) - expected)
+        assert error.max() <= 3 and error.mean() < 0.3  # two passes, each rounded
+
+
+def test_colour_jitter_acts_without_a_policy() -> None:
+    image = np.full((64, 64, 3), (200, 100, 50), dtype=np.uint8)
+    jittered = {tuple(TrainTransform(32, auto_augment=None)(image, seed)[5, 5].tolist()) for seed in range(8)}
+    assert len(jittered) == 8 and TrainTransform(32, auto_augment=None, color_jitter=0)(image, 1)[5, 5, 0] == 200
+
+
+def test_erasing_fills_boxes_with_noise() -> None:
+    erase = make_erasing(0.5, torch.device("cpu"))
+    with seeded(0):
+        batch = erase(torch.full((200, 3, 32, 32), 7.0))
+    changed = (batch != 7).any(dim=1).float().mean(dim=(1, 2))
+    assert 70 < (changed > 0).sum() < 130  # half of the pictures
+    assert changed[changed > 0].min() > 0.01 and changed.max() < 0.4
+    noise = batch[batch != 7]
+    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
 
 
 def test_wrong_notation_is_named() -> None:

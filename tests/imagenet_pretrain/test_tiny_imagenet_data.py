@@ -178,10 +178,10 @@ def test_datasets_give_what_the_loop_wants(publishers: Path) -> None:
     train = TrainImages(source, "train", TrainTransform(32))
     one, same, other = train[(4, 7)], train[(4, 7)], train[(4, 8)]
     assert len(train) == CLASSES * TRAIN
-    assert tuple(one["pixel_values"].shape) == (3, 32, 32)
+    assert tuple(one["pixels"].shape) == (32, 32, 3)
     assert str(one["labels"].dtype) == "torch.int64"
-    assert one["pixel_values"].equal(same["pixel_values"])
-    assert not one["pixel_values"].equal(other["pixel_values"])
+    assert one["pixels"].equal(same["pixels"])
+    assert not one["pixels"].equal(other["pixels"])
     assert int(one["labels"]) == source.label("train", 4)
 
 

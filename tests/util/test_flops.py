@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nota_seg
-from nota_seg.flops import cost, format_cost, model_table
+from nota_seg.catalogue import model_table
+from nota_seg.flops import cost, format_cost
 from util.flops import UncountedError, count
 
 

@@ -47,6 +47,20 @@ def test_read_image_from_path_bytes_and_stream(tmp_path: Path) -> None:
     assert image_size(path) == (6, 9)
 
 
+@pytest.mark.parametrize(
+    "options", [{"quality": 60}, {"quality": 95, "subsampling": 0}, {"progressive": True}], ids=str
+)
+def test_a_jpeg_is_decoded_as_pillow_does_and_never_in_part(options: dict[str, object]) -> None:
+    smooth = Image.fromarray(RGB).resize((61, 47), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    smooth.save(file, "JPEG", **options)
+    data = file.getvalue()
+    assert np.abs(read_image(data).astype(int) - np.asarray(Image.open(file).convert("RGB"))).max() <= 1
+    for share in (0.4, 0.7, 0.99):
+        with pytest.raises(InputError, match="damaged"):
+            read_image(data[: int(share * len(data))])
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "PA"])
 def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
     image = Image.fromarray(RGB).convert("L").convert(mode) if mode == "PA" else Image.fromarray(RGB).convert(mode)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 
 @dataclass(frozen=True)
@@ -19,58 +19,59 @@ class Format:
 
     Attributes:
         name: For people.
-        matches: Whether a set of keys is of this format.
+        matches: Whether a state dict is of this format.
         rename: Published state to our names; keys that have no place here keep theirs.
         provides: Component names by kind that the format has weights for. Where the model has the same component, all
             its parameters must be found; where it has another, the rest is initialised afresh.
     """
 
     name: str
-    matches: Callable[[set[str]], bool]
+    matches: Callable[[State], bool]
     rename: Callable[[State], State]
     provides: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
-SEGFORMER_COMPONENTS = {
-    "stem": frozenset({"overlap"}),
-    "mixer": frozenset({"sra"}),
-    "feedforward": frozenset({"mix"}),
-    "skip": frozenset({"add"}),
-}
+def components(*, stem: str, mixer: str = "", feedforward: str = "", skip: str = "") -> dict[str, frozenset[str]]:
+    """`provides` of a format, each kind a few names with spaces between them."""
+    named = dict(stem=stem, mixer=mixer, feedforward=feedforward, skip=skip)
+    return {kind: frozenset(names.split()) for kind, names in named.items()}
 
 
-def substitute(state: State, rules: list[tuple[str, str | Callable[[re.Match[str]], str]]]) -> State:
-    """Rename by the first regular expression that matches a whole key; other keys stay."""
+def substitute(state: State, rules: Sequence[Rule]) -> State:
+    """Rename by the first regular expression that matches a whole key; other keys stay.
+
+    Of two keys that would get the same name (the norm of a classifier beside that of a decoder) the one of the earlier
+    rule does, and the other one stays.
+    """
     compiled = [(re.compile(pattern), target) for pattern, target in rules]
-    result: State = {}
-    for key, value in state.items():
-        for pattern, target in compiled:
+    names: dict[str, str] = {}
+    taken: dict[str, tuple[int, str]] = {}
+    for key in state:
+        for rank, (pattern, target) in enumerate(compiled):
             match = pattern.fullmatch(key)
             if match:
-                key = match.expand(target) if isinstance(target, str) else target(match)
+                name = match.expand(target) if isinstance(target, str) else target(match)
+                if name not in taken or rank < taken[name][0]:
+                    if name in taken:
+                        del names[taken[name][1]]
+                    taken[name] = (rank, key)
+                    names[key] = name
                 break
-        result[key] = value
-    return result
+    return {names.get(key, key): value for key, value in state.items()}
 
 
-def join_key_value(state: State) -> State:
-    """`...mixer.k.weight` and `...mixer.v.weight` as the one projection `...mixer.kv.weight`."""
+def join(state: State, parts: Sequence[str], whole: str) -> State:
+    """Projections side by side as one: `...mixer.k.weight` and `...mixer.v.weight` as `...mixer.kv.weight`."""
     result = dict(state)
     for key in state:
-        if ".mixer.k." in key:
-            partner = key.replace(".mixer.k.", ".mixer.v.")
-            if partner in state:
-                result[key.replace(".mixer.k.", ".mixer.kv.")] = torch.cat([result.pop(key), result.pop(partner)])
+        if f".mixer.{parts[0]}." in key:
+            partners = [key.replace(f".mixer.{parts[0]}.", f".mixer.{part}.") for part in parts]
+            if all(p in result for p in partners):
+                joined = torch.cat([result.pop(p) for p in partners])
+                result[key.replace(f".mixer.{parts[0]}.", f".mixer.{whole}.")] = joined
     return result
 
 
-def unwrap(value: Any) -> Any:
-    """The state dict inside the usual wrappers, without the prefix of DataParallel."""
-    while isinstance(value, dict):
-        inner = next((value[k] for k in ("state_dict", "model", "module") if isinstance(value.get(k), dict)), None)
-        if inner is None:
-            break
-        value = inner
-    if isinstance(value, dict) and value and all(str(k).startswith("module.") for k in value):
-        value = {k.removeprefix("module."): v for k, v in value.items()}
-    return value
+def shifted(target: str) -> Callable[[re.Match[str]], str]:
+    """A target below the stage whose number, counted from 1, is the first group."""
+    return lambda m: f"encoder.stages.{int(m[1]) - 1}." + m.expand(target)

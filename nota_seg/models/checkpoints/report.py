@@ -18,6 +18,8 @@ class TransferReport:
         reinitialised: Not filled; they keep their fresh values.
         unused: Of the file, without a place in the model.
         per_stage: Share of the parameters that was filled, per cent, by part of the model.
+        per_role: The same for each stage by role in it: stem, mixer, feedforward, skip (its norms), norm; `blocks`
+            where a stage has blocks of their own kinds.
     """
 
     source: str
@@ -28,6 +30,7 @@ class TransferReport:
     reinitialised: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     per_stage: dict[str, float] = field(default_factory=dict)
+    per_role: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def filled(self) -> list[str]:
@@ -38,11 +41,17 @@ class TransferReport:
         def some(keys: list[str]) -> str:
             return f" ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" if keys else ""
 
+        def shares(parts: dict[str, float]) -> str:
+            return ", ".join(f"{part} {share:.0f}%" for part, share in parts.items())
+
         lines = [
             f"weights from {self.source} ({self.format})",
             f"  {len(self.matched)} matched, {len(self.renamed)} renamed, {len(self.reshaped)} reshaped",
             f"  {len(self.reinitialised)} reinitialised{some(self.reinitialised)}",
             f"  {len(self.unused)} unused{some(self.unused)}",
-            "  filled: " + ", ".join(f"{part} {share:.0f}%" for part, share in self.per_stage.items()),
+            "  filled: " + shares(self.per_stage),
+        ]
+        lines += [
+            f"    {stage}: {shares(roles)}" for stage, roles in self.per_role.items() if min(roles.values()) < 100
         ]
         return "\n".join(lines)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nota_seg.models.checkpoints.format import SEGFORMER_COMPONENTS, Format, State, join_key_value, substitute
+from nota_seg.models.checkpoints.format import Format, Rule, State, join, substitute
+from nota_seg.models.checkpoints.nvlabs import SRA
 
 ENCODER_4 = r"(?:segformer\.)?encoder\."
 BLOCK_4 = ENCODER_4 + r"block\.(\d+)\.(\d+)\."
@@ -11,13 +12,13 @@ BLOCK_5 = STAGE_5 + r"blocks\.(\d+)\."
 STAGE = r"encoder.stages.\1."
 BLOCK = r"encoder.stages.\1.blocks.\2."
 
-HEAD_RULES = [
+HEAD_RULES: list[Rule] = [
     (r"decode_head\.(?:linear_c|linear_projections)\.(\d+)\.proj\.(\w+)", r"decoder.linears.\1.\2"),
     (r"decode_head\.linear_fuse\.(\w+)", r"decoder.fuse.\1"),
     (r"decode_head\.batch_norm\.(\w+)", r"decoder.norm.\1"),
     (r"decode_head\.classifier\.(\w+)", r"decoder.classifier.\1"),
 ]
-RULES_4 = [
+RULES_4: list[Rule] = [
     (ENCODER_4 + r"patch_embeddings\.(\d+)\.proj\.(\w+)", STAGE + r"stem.proj.\2"),
     (ENCODER_4 + r"patch_embeddings\.(\d+)\.layer_norm\.(\w+)", STAGE + r"stem.norm.\2"),
     (ENCODER_4 + r"layer_norm\.(\d+)\.(\w+)", STAGE + r"norm.\2"),
@@ -32,7 +33,7 @@ RULES_4 = [
     (BLOCK_4 + r"mlp\.dwconv\.dwconv\.(\w+)", BLOCK + r"feedforward.dwconv.\3"),
     *HEAD_RULES,
 ]
-RULES_5 = [
+RULES_5: list[Rule] = [
     (STAGE_5 + r"patch_embeddings\.proj\.(\w+)", STAGE + r"stem.proj.\2"),
     (STAGE_5 + r"patch_embeddings\.layer_norm\.(\w+)", STAGE + r"stem.norm.\2"),
     (STAGE_5 + r"layer_norm\.(\w+)", STAGE + r"norm.\2"),
@@ -49,22 +50,22 @@ RULES_5 = [
 
 
 def rename_4(state: State) -> State:
-    return join_key_value(substitute(state, list(RULES_4)))
+    return join(substitute(state, RULES_4), ("k", "v"), "kv")
 
 
 def rename_5(state: State) -> State:
-    return join_key_value(substitute(state, list(RULES_5)))
+    return join(substitute(state, RULES_5), ("k", "v"), "kv")
 
 
 TRANSFORMERS_4 = Format(
     "transformers 4.x SegFormer",
-    lambda keys: any(k.removeprefix("segformer.").startswith("encoder.patch_embeddings.0.proj") for k in keys),
+    lambda state: any(k.removeprefix("segformer.").startswith("encoder.patch_embeddings.0.proj") for k in state),
     rename_4,
-    SEGFORMER_COMPONENTS,
+    SRA,
 )
 TRANSFORMERS_5 = Format(
     "transformers 5.x SegFormer",
-    lambda keys: any(k.removeprefix("segformer.").startswith("stages.0.patch_embeddings.proj") for k in keys),
+    lambda state: any(k.removeprefix("segformer.").startswith("stages.0.patch_embeddings.proj") for k in state),
     rename_5,
-    SEGFORMER_COMPONENTS,
+    SRA,
 )

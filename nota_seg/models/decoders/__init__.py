@@ -3,4 +3,7 @@
 from nota_seg.models.decoders import (
     all_mlp,  # noqa: F401
     fpn,  # noqa: F401
+    hamburger,  # noqa: F401
+    lawin,  # noqa: F401
+    uper,  # noqa: F401
 )

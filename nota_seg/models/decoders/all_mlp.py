@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nota_seg.models.decoders.tiled import classify
+from nota_seg.models.fuse import fold
+from nota_seg.models.layers import Linear, eager_on_cpu, linear, untouched
 from nota_seg.models.registry import DECODERS
 
 
@@ -40,7 +43,7 @@ class AllMLP(nn.Module):
         super().__init__()
         self.stride = strides[0]
         self.textbook = textbook
-        self.linears = nn.ModuleList(nn.Linear(c, dim) for c in channels)
+        self.linears = nn.ModuleList(Linear(c, dim) for c in channels)
         self.fuse = nn.Conv2d(len(channels) * dim, dim, kernel_size=1, bias=False)
         self.norm = nn.BatchNorm2d(dim)
         self.dropout = nn.Dropout2d(dropout)
@@ -48,8 +51,18 @@ class AllMLP(nn.Module):
         self._folded: tuple[tuple, list[tuple[Tensor, Tensor]]] | None = None
 
     def forward(self, features: list[Tensor]) -> Tensor:
+        last = (self.norm, self.dropout, self.classifier)
+        if not self.textbook and eager_on_cpu(features[0]) and untouched(*self.linears, self.fuse, *last):
+            return self._by_tiles(features)
         fused_BDHW = self._fuse_textbook(features) if self.textbook else self._fuse(features)
         return self.classifier(self.dropout(F.relu(self.norm(fused_BDHW))))
+
+    def _by_tiles(self, features: list[Tensor]) -> Tensor:
+        maps = [x_BCHW.permute(0, 2, 3, 1) for x_BCHW in features]
+        weights, biases = zip(*self._projections(), strict=True)
+        others = [linear(x, weight) for x, weight in zip(maps[1:], weights[1:], strict=True)]
+        bias = torch.stack(biases).sum(0)  # resizing leaves constants as they are
+        return classify(maps[0], weights[0], bias, others, self.norm, self.dropout, self.classifier)
 
     def _fuse(self, features: list[Tensor]) -> Tensor:
         size = features[0].shape[2:]
@@ -64,14 +77,21 @@ class AllMLP(nn.Module):
     def _fuse_textbook(self, features: list[Tensor]) -> Tensor:
         size = features[0].shape[2:]
         projected = []
-        for x_BCHW, linear in zip(features, self.linears, strict=True):
-            y_BDHW = linear(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        for x_BCHW, layer in zip(features, self.linears, strict=True):
+            y_BDHW = layer(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             projected.append(F.interpolate(y_BDHW, size=size, mode="bilinear", align_corners=False))
         return self.fuse(torch.cat(projected[::-1], dim=1))  # deepest stage first, as published
 
+    def fold_norm(self) -> None:
+        """For evaluation: the norm becomes a part of the fuse convolution."""
+        fold(self, "fuse", "norm")
+
     def _fold(self) -> list[tuple[Tensor, Tensor]]:
         slices = self.fuse.weight[:, :, 0, 0].chunk(len(self.linears), dim=1)[::-1]
-        return [(w @ linear.weight, w @ linear.bias) for w, linear in zip(slices, self.linears, strict=True)]
+        folded = [(linear(w, layer.weight.t()), w @ layer.bias) for w, layer in zip(slices, self.linears, strict=True)]
+        if self.fuse.bias is not None:
+            folded[0] = folded[0][0], folded[0][1] + self.fuse.bias
+        return folded
 
     def _projections(self) -> list[tuple[Tensor, Tensor]]:
         """W_i (D, C_i) and b_i (D) of every stage.
@@ -81,7 +101,7 @@ class AllMLP(nn.Module):
         """
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled():
             return self._fold()
-        parameters = [self.fuse.weight, *(p for linear in self.linears for p in linear.parameters())]
+        parameters = [*self.fuse.parameters(), *(p for linear in self.linears for p in linear.parameters())]
         if any(p.is_inference() for p in parameters):  # these carry no version to tell a change by
             return self._fold()
         key = tuple((p.data_ptr(), p._version, p.dtype) for p in parameters)

@@ -6,17 +6,13 @@ As in PoolFormer's and PVT's semantic segmentation: 256 channels in the pyramid,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nota_seg.models.decoders.parts import ConvNormReLU, resize
 from nota_seg.models.registry import DECODERS
-
-
-def _upsample(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    if x.shape[2:] == size:
-        return x
-    return F.interpolate(x, size=size, mode=mode, align_corners=False if mode == "bilinear" else None)
 
 
 class ScaleHead(nn.Module):
@@ -26,20 +22,15 @@ class ScaleHead(nn.Module):
         super().__init__()
         self.octaves = octaves
         self.convs = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(in_channels if i == 0 else channels, channels, kernel_size=3, padding=1, bias=False),
-                nn.BatchNorm2d(channels),
-                nn.ReLU(),
-            )
-            for i in range(max(1, octaves))
+            ConvNormReLU(in_channels if i == 0 else channels, channels, kernel=3) for i in range(max(1, octaves))
         )
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        for i, conv in enumerate(self.convs):
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        for conv in self.convs:
             x = conv(x)
-            if i < self.octaves - 1:
+            if self.octaves:
                 x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-        return _upsample(x, size, "bilinear")  # odd sizes: the last doubling lands on the finest map exactly
+        return resize(x, size)  # at odd sizes the doublings overshoot by a few pixels
 
 
 @DECODERS.register("fpn")
@@ -75,12 +66,15 @@ class FPN(nn.Module):
         self.classifier = nn.Conv2d(branch_dim, num_labels, kernel_size=1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        levels = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
-        for i in range(len(levels) - 1, 0, -1):
-            levels[i - 1] = levels[i - 1] + _upsample(levels[i], levels[i - 1].shape[2:], "nearest")
-        size = levels[0].shape[2:]
-        out = None
-        for x, smooth, head in zip(levels, self.smooths, self.scale_heads, strict=True):
-            y = head(smooth(x), size)
+        size, out = features[0].shape[2:], None
+        for x, head in zip(self.pyramid(features), self.scale_heads, strict=True):
+            y = head(x, size)
             out = y if out is None else out + y
         return self.classifier(self.dropout(out))
+
+    def pyramid(self, features: list[Tensor]) -> list[Tensor]:
+        """The neck alone: one (B, dim, H_i, W_i) level a stage."""
+        levels = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
+        for i in range(len(levels) - 1, 0, -1):
+            levels[i - 1] = levels[i - 1] + resize(levels[i], levels[i - 1].shape[2:], "nearest")
+        return [smooth(x) for smooth, x in zip(self.smooths, levels, strict=True)]

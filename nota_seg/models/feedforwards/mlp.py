@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nota_seg.models.layers import Linear
 from nota_seg.models.registry import FEEDFORWARDS
 
 
@@ -19,8 +20,8 @@ class MLP(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x_BHWC)))

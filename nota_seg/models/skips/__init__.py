@@ -3,4 +3,5 @@
 from nota_seg.models.skips import (
     additive,  # noqa: F401
     layer_scale,  # noqa: F401
+    recursive,  # noqa: F401
 )

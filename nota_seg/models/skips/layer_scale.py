@@ -1,4 +1,7 @@
-"""The pre-norm residual with a learned scale per channel (CaiT's LayerScale, arXiv 2103.17239)."""
+"""The pre-norm residual with a learned scale per channel (CaiT's LayerScale, arXiv 2103.17239).
+
+With `norm="batch"` it is the skip of SegNeXt's MSCAN (arXiv 2209.08575).
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,25 @@ from collections.abc import Callable
 from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
+from nota_seg.models.norms import build_norm
 from nota_seg.models.registry import SKIPS
 
 
 @SKIPS.register("lscale")
 class LayerScaleSkip(nn.Module):
-    """x + DropPath(scale * branch(LayerNorm(x))).
+    """x + DropPath(scale * branch(norm(x))).
 
     Args:
         dim: Channels.
         drop_path: Probability of dropping the branch for a whole sample.
-        eps: Of the LayerNorm.
+        eps: Of the norm.
         init: What every scale starts from.
+        norm: "layer" or "batch"; "none" leaves the map as it is.
     """
 
-    def __init__(self, dim: int, drop_path: float, eps: float, init: float = 1e-2) -> None:
+    def __init__(self, dim: int, drop_path: float, eps: float, init: float = 1e-2, norm: str = "layer") -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.norm = build_norm("skip 'lscale'", norm, dim, eps)
         self.scale = LayerScale(dim, init_values=init)
         self.drop_path = DropPath(drop_path)
 

@@ -1,4 +1,4 @@
-"""Non-overlapping patch embedding (ViT, arXiv 2010.11929; patch merging as in Swin's and PVT's successors)."""
+"""Non-overlapping patch embedding (ViT, arXiv 2010.11929; Swin, arXiv 2103.14030)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,189 @@
+"""The end of the all-MLP head tile by tile: project, resize, sum, normalise, ReLU, dropout, classify.
+
+At 1/4 of the picture with 256 or 768 channels each of these steps would write a tensor larger than all of a stage's.
+Here a tile goes through all of them in the cache, and only logits are written. For the gradient the tiles are made
+again rather than kept: that is cheaper than the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from nota_seg.models.layers import product
+from nota_seg.models.resize import Tile, tiles
+
+TILE = (8, 32)  # positions; with 768 channels 0.8 MB
+
+
+class Norm(NamedTuple):
+    """Batch statistics or running ones, and the affine part; all (D)."""
+
+    mean: Tensor
+    rstd: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """(..., D), in place."""
+        return x.sub_(self.mean).mul_(self.rstd)
+
+
+def classify(
+    first_BhwC: Tensor,
+    weight_DC: Tensor,
+    bias_D: Tensor,
+    others_BhwD: list[Tensor],
+    norm: nn.BatchNorm2d | nn.Identity,
+    dropout: nn.Module,
+    classifier: nn.Conv2d,
+) -> Tensor:
+    """classifier(dropout(relu(norm(linear(first) + sum of the others resized to its size)))).
+
+    Args:
+        first_BhwC: The finest map, not yet projected.
+        weight_DC: Its projection.
+        bias_D: Of the sum.
+        others_BhwD: The coarser maps, projected.
+        norm: Updates its running statistics as ever when it is in training; an identity where it is folded.
+        dropout: Of whole channels.
+        classifier: 1x1.
+
+    Returns:
+        (B, K, h, w).
+    """
+    if isinstance(norm, nn.Identity):
+        norm = nn.BatchNorm2d(len(bias_D), eps=0).eval()
+    batch, (B, h, w) = norm.training or norm.running_mean is None, first_BhwC.shape[:3]
+    mask_BD = dropout(first_BhwC.new_ones(B, weight_DC.shape[0], 1, 1)).flatten(1) if dropout.training else None
+    logits_BhwK, mean, var = _Head.apply(
+        first_BhwC, weight_DC, bias_D, norm.weight, norm.bias, classifier.weight.flatten(1), classifier.bias,
+        mask_BD, None if batch else norm.running_mean, None if batch else norm.running_var, norm.eps, *others_BhwD,
+    )  # fmt: skip
+    if norm.training and norm.running_mean is not None:
+        with torch.no_grad():
+            norm.num_batches_tracked += 1
+            share = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
+            norm.running_mean.lerp_(mean, share)
+            norm.running_var.lerp_(var * (B * h * w / max(1, B * h * w - 1)), share)
+    return logits_BhwK.permute(0, 3, 1, 2)
+
+
+class _Sums:
+    """Tiles of linear(first) + the others resized."""
+
+    def __init__(self, first: Tensor, weight: Tensor, bias: Tensor, others: tuple[Tensor, ...]) -> None:
+        self.first, self.weight, self.bias, self.others = first, weight, bias, others
+        size = first.shape[1:3]
+        # A map of the size itself has tiles too: they say where each of them lies.
+        grids = [tiles(s, size, TILE, first.dtype) for s in (size, *(x.shape[1:3] for x in others))]
+        self.tiles = list(zip(*grids, strict=True))
+
+    def __iter__(self) -> Iterator[tuple[int, tuple[slice, slice], tuple[Tile, ...]]]:
+        for b in range(len(self.first)):
+            for own, *rest in self.tiles:
+                yield b, own.target, tuple(rest)
+
+    def input(self, b: int, where: tuple[slice, slice]) -> Tensor:
+        """(T, C) of the finest map."""
+        return self.first[b][where].flatten(0, 1)
+
+    def make(self, b: int, where: tuple[slice, slice], parts: tuple[Tile, ...]) -> Tensor:
+        """(T, D)."""
+        out = product(self.first[b][where], self.weight, self.bias)
+        for tile, other in zip(parts, self.others, strict=True):
+            tile.add_to(out, other[b])
+        return out.flatten(0, 1)
+
+
+class _Head(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, first: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor,
+        class_weight: Tensor, class_bias: Tensor, mask: Tensor | None, mean: Tensor | None, var: Tensor | None,
+        eps: float, *others: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        sums = _Sums(first, weight, bias, others)
+        ctx.batch_statistics = mean is None
+        if mean is None or var is None:
+            mean, var = _statistics(sums)
+        norm = Norm(mean, (var + eps).rsqrt(), norm_weight, norm_bias)
+        logits = first.new_empty(*first.shape[:3], class_weight.shape[0])
+        scale = norm.rstd * norm_weight
+        shift = norm_bias - mean * scale
+        for b, where, parts in sums:
+            x = sums.make(b, where, parts).mul_(scale).add_(shift).relu_()
+            if mask is not None:
+                x.mul_(mask[b])
+            tile = logits[b][where]
+            tile.copy_(product(x, class_weight, class_bias).view_as(tile))
+        ctx.save_for_backward(first, weight, bias, class_weight, mask, *norm, *others)
+        ctx.mark_non_differentiable(mean, var)
+        return logits, mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        first, weight, bias, class_weight, mask, *rest = ctx.saved_tensors
+        norm, others = Norm(*rest[:4]), tuple(rest[4:])
+        sums = _Sums(first, weight, bias, others)
+        count = first.shape[0] * first.shape[1] * first.shape[2]
+
+        def hidden(b: int, where: tuple[slice, slice], parts: tuple[Tile, ...]) -> tuple[Tensor, Tensor, Tensor]:
+            """What was normalised, what came out of the ReLU, and the gradient before the ReLU; all (T, D)."""
+            x = norm.normalised(sums.make(b, where, parts))
+            out = torch.addcmul(norm.bias, x, norm.weight).relu_()
+            back = product(grad[b][where].flatten(0, 1), class_weight.t())
+            if mask is not None:
+                back.mul_(mask[b])
+            return x, out, torch.ops.aten.threshold_backward(back, out, 0)
+
+        grad_class_weight = torch.zeros_like(class_weight)
+        grad_norm_weight, grad_norm_bias = torch.zeros_like(norm.weight), torch.zeros_like(norm.bias)
+        for b, where, parts in sums:
+            x, out, back = hidden(b, where, parts)
+            if mask is not None:
+                out.mul_(mask[b])
+            grad_class_weight += product(grad[b][where].flatten(0, 1).t(), out.t())
+            grad_norm_bias += back.sum(0)
+            grad_norm_weight += back.mul_(x).sum(0)
+        # Through the batch statistics: subtract the mean gradient, and what lies along the normalised input.
+        mean_back, mean_along = grad_norm_bias / count, grad_norm_weight / count
+        scale = norm.weight * norm.rstd
+        grad_first, grad_weight = torch.empty_like(first), torch.zeros_like(weight)
+        grad_bias = torch.zeros_like(bias)
+        grad_others = [torch.zeros_like(other) for other in others]
+        for b, where, parts in sums:
+            x, _out, back = hidden(b, where, parts)
+            if ctx.batch_statistics:
+                back.sub_(mean_back).sub_(x.mul_(mean_along))
+            back.mul_(scale)
+            grad_weight += product(sums.input(b, where).t(), back.t()).t()
+            grad_bias += back.sum(0)
+            tile = grad_first[b][where]
+            tile.copy_(product(back, weight.t()).view_as(tile))
+            back = back.view(*tile.shape[:2], -1)
+            for part, grad_other in zip(parts, grad_others, strict=True):
+                part.put_back(back, grad_other[b])
+        return (
+            grad_first, grad_weight, grad_bias, grad_norm_weight, grad_norm_bias,
+            grad_class_weight, grad.sum((0, 1, 2)), None, None, None, None, *grad_others,
+        )  # fmt: skip
+
+
+def _statistics(sums: _Sums) -> tuple[Tensor, Tensor]:
+    """Mean and (biased) variance over all positions, joined tile by tile so that no large squares cancel."""
+    count, mean, squares = 0, torch.zeros_like(sums.bias), torch.zeros_like(sums.bias)
+    for b, where, parts in sums:
+        x = sums.make(b, where, parts)
+        n = len(x)
+        own = x.mean(0)
+        delta = own - mean
+        mean = mean + delta * (n / (count + n))
+        squares += x.sub_(own).square_().sum(0) + delta.square() * (n * count / (count + n))
+        count += n
+    return mean, squares / count

@@ -1,0 +1,97 @@
+"""A linear layer on oneDNN, where torch would take MKL: the same product, and on processors that MKL does not know
+well less than half the time (docs/performance.md).
+
+What cannot go there (another device or type, autocast, a compiler or exporter that looks on) is `F.linear` as ever.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+try:
+    _pointwise = torch.ops.mkldnn._linear_pointwise  # what torch's own compiler emits for a linear layer
+except (AttributeError, RuntimeError):  # a torch built without oneDNN
+    _pointwise = None
+
+
+def eager_on_cpu(x: Tensor) -> bool:
+    """Whether an operation on `x` runs at once, on the CPU, in float32: where our own ways to compute are worth it."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def untouched(*modules: nn.Module) -> bool:
+    """Whether their parameters say all that they do: nobody put a layer of his own there, nor hooked one."""
+    return all(
+        type(m) in (Linear, nn.Conv2d, nn.BatchNorm2d, nn.Dropout2d, nn.Identity)
+        and not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+        for m in modules
+    )
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias, without a gradient; (..., K) and (N, K) to (..., N)."""
+    if _pointwise is None or x.dtype != torch.float32 or x.numel() == 0:
+        return F.linear(x, weight, bias)
+    return _pointwise(_dense(x), _dense(weight), bias, "none", [], "")
+
+
+def _dense(x: Tensor) -> Tensor:
+    """As it is or transposed; from a slice, which oneDNN multiplies a hundred times slower, a copy."""
+    return x if x.is_contiguous() or (x.ndim == 2 and x.t().is_contiguous()) else x.contiguous()
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        rows, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        # Under create_graph these are differentiated again, which the bare product cannot be.
+        multiply = F.linear if torch.is_grad_enabled() else product
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = multiply(grads, weight.t()).view(x.shape)
+        if ctx.needs_input_grad[1]:
+            # Fast only with the narrower side first.
+            narrow = rows.shape[1] <= grads.shape[1]
+            grad_weight = multiply(rows.t(), grads.t()).t() if narrow else multiply(grads.t(), rows.t())
+        if ctx.has_bias and ctx.needs_input_grad[2]:
+            grad_bias = grads.sum(0)
+        return grad_x, grad_weight, grad_bias
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`, by the quickest way there is here.
+
+    Args:
+        x: (..., K).
+        weight: (N, K).
+        bias: (N).
+    """
+    if not eager_on_cpu(x) or weight.dtype != x.dtype:
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return _Linear.apply(x, weight, bias)
+    return product(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` that computes with `linear`: the same parameters, the same numbers up to rounding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)

@@ -1,0 +1,30 @@
+"""Bytes to what a model takes, on the device where the bytes are: a quarter of the floats to move there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from util.errors import InputError
+
+
+def normalise(pixel_values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Bytes to the model's float32 input.
+
+    Args:
+        pixel_values: (B, C, H, W) uint8; in whatever order of memory, which the result keeps.
+        mean: C values, of pictures scaled to 0..1.
+        std: C values, likewise.
+
+    Raises:
+        InputError: Not bytes, or not four dimensions.
+    """
+    if pixel_values.dtype != torch.uint8 or pixel_values.dim() != 4:
+        shape = tuple(pixel_values.shape)
+        raise InputError(f"pictures must be (B, C, H, W) of uint8 (0..255), got {shape} of {pixel_values.dtype}")
+    device = pixel_values.device
+    mean_C11 = 255 * torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
+    std_C11 = 255 * torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
+    return (pixel_values.float() - mean_C11).div_(std_C11)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import scaling
+from benchmarks.common import Result, paired
+from benchmarks.training_step import peak_bytes
+from nota_seg.models.registry import DECODERS, MIXERS
+
+
+def result(ratio: float, at_least: float, aim: float, equal: bool = True) -> Result:
+    return Result("x", 1.0, ratio, ratio, at_least, aim, equal)
+
+
+def test_pairs_alternate_and_give_the_ratio() -> None:
+    order: list[str] = []
+
+    def work(name: str, seconds: float) -> None:
+        order.append(name)
+        time.sleep(seconds)
+
+    timing = paired(lambda: work("ours", 0.01), lambda: work("theirs", 0.04), repeats=4, warmup=1)
+    assert order[:4] == ["ours", "theirs", "theirs", "ours"] and len(order) == 10
+    assert 2 < timing.ratio < 5 and timing.quartiles[0] <= timing.ratio <= timing.quartiles[1]
+
+
+@pytest.mark.parametrize(
+    ("row", "verdict"),
+    [
+        (result(3.0, 2, 3), "aim"),
+        (result(2.9, 2, 3), "reached"),
+        (result(1.9, 2, 3), "missed"),
+        (result(9.0, 2, 3, equal=False), "NOT EQUAL"),
+        (result(0.4, 0.6, 0.4), "aim"),  # memory: smaller is better
+        (result(0.5, 0.6, 0.4), "reached"),
+        (result(0.7, 0.6, 0.4), "missed"),
+    ],
+)
+def test_verdict(row: Result, verdict: str) -> None:
+    assert row.verdict == verdict and verdict in command.table([row])
+
+
+def test_every_listed_benchmark_can_run() -> None:
+    for name in command.BENCHMARKS:
+        assert callable(importlib.import_module(f"benchmarks.{name}").run)
+
+
+def test_command_writes_json_and_fails_where_results_differ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("benchmarks.start.run", lambda quick: [result(3, 2, 3, equal=False)])
+    threads = torch.get_num_threads()
+    try:
+        assert command.main(["start", "--json", str(tmp_path / "b.json")]) == 1
+    finally:
+        torch.set_num_threads(threads)
+    written = json.loads((tmp_path / "b.json").read_text())
+    assert written["results"][0]["verdict"] == "NOT EQUAL" and written["machine"]["threads"] == 1
+
+
+def test_peak_of_memory() -> None:
+    class Model(torch.nn.Module):
+        def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> object:
+            class Output:
+                loss = (torch.zeros(1 << 20) + torch.zeros(1 << 20).requires_grad_()).sum()  # 3 x 4 MiB at once
+
+            return Output()
+
+    assert 12 << 20 <= peak_bytes(Model(), torch.zeros(1), torch.zeros(1)) < 17 << 20
+
+
+def test_scaling_knows_every_component(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(scaling, "SIZES", [(64, 64), (64, 128)])
+    rows = scaling.measure(repeats=1)
+    assert [r["name"] for r in rows["mixers"]] == MIXERS.names()
+    assert [r["name"] for r in rows["decoders"]] == DECODERS.names()
+    by_name = {r["name"]: r for r in rows["mixers"] + rows["decoders"]}
+    assert by_name["mlp"]["macs_exponent"] == pytest.approx(1, abs=0.01)
+    assert by_name["sra"]["macs_exponent"] > 1
+    scaling.plot(rows, tmp_path / "s.png")
+    assert (tmp_path / "s.png").stat().st_size > 1000
