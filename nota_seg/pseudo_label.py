@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from nota_seg.ensemble import Member, probabilities
-from util.coco import CocoFile, annotations_of, inner_name, must_be_new
+from util.coco import CocoFile, annotations_of, inner_name, must_be_new, with_ignored
 from util.errors import InputError
 from util.files import whole_folder, write_text
 from util.images import write_png
@@ -75,7 +75,8 @@ def pseudo_label(
 ) -> dict[str, Any]:
     """Write `pseudo.json` (one annotation a picture and class), `manifest.jsonl`, a contact sheet, and masks if asked.
 
-    The COCO file has no word for "not sure": there such pixels are background, in the masks they are 255 = ignored.
+    Pixels that nothing is sure of are neither background nor a class: they are the `ignored` ones of their image in
+    the COCO file, which neither train nor count, and 255 in the masks. A picture without a sure pixel is left out.
     One picture's probabilities are in memory at a time.
 
     Args:
@@ -109,11 +110,13 @@ def pseudo_label(
         for image, picture, p_KHW in probabilities(members, coco, device, root):
             label, confidence, by_class = thresholds.apply(p_KHW)
             total += confidence
+            if label is not None and (label == IGNORE).all():
+                label = None
             names = {members[0].class_names[k]: round(v, 6) for k, v in by_class.items()}
             facts = {"file_name": image["file_name"], "id": image["id"], "kept": label is not None}
             lines.append(json.dumps({**facts, "confidence": round(confidence, 6), "classes": names}) + "\n")
             if label is not None:
-                kept.append(image)
+                kept.append(with_ignored(image, label == IGNORE))
                 by_image[image["id"]] = annotations_of(
                     label, category_of, first_id=count + 1, image_id=image["id"], form=form
                 )
@@ -125,7 +128,7 @@ def pseudo_label(
             if progress is not None:
                 progress(1)
         if not kept:
-            raise InputError(f"no picture is above the threshold {thresholds.image}: lower it")
+            raise InputError("no picture and no pixel is above the thresholds: lower them")
         file = CocoFile(coco.path, kept, by_image, coco.categories, coco.info)
         file.write(folder / "pseudo.json", root or coco.find_root())
         write_text(folder / "manifest.jsonl", "".join(lines))

@@ -30,7 +30,7 @@ def stats(coco: CocoFile) -> dict[str, Any]:
     for row, image in enumerate(coco.images):
         size = f"{image['height']}x{image['width']}"
         sizes[size] = sizes.get(size, 0) + 1
-        total += int(image["height"]) * int(image["width"])
+        total += image["height"] * image["width"]
         for annotation in coco.annotations_by_image[image["id"]]:
             label = coco.label_of[annotation["category_id"]]
             areas[label].append(coco.area(image, annotation))
@@ -130,6 +130,8 @@ def subset(
     count: int | None = None,
     with_classes: Sequence[int] = (),
     without_classes: Sequence[int] = (),
+    existing: bool = False,
+    root: Path | None = None,
     seed: int = 0,
 ) -> CocoFile:
     """Some of the images, drawn without replacement, in the file's order.
@@ -140,6 +142,8 @@ def subset(
         count: So many of them instead.
         with_classes: Category ids; an image needs one of them at least.
         without_classes: Category ids; an image must show none of them.
+        existing: Only images whose picture is there.
+        root: Folder of the pictures; found by looking by default.
         seed: Of the draw.
     """
     if fraction is not None and count is not None:
@@ -147,7 +151,8 @@ def subset(
     chosen = []
     for image in coco.images:
         shown = {a["category_id"] for a in coco.annotations_by_image[image["id"]]}
-        if (not with_classes or shown & set(with_classes)) and not shown & set(without_classes):
+        fits = (not with_classes or shown & set(with_classes)) and not shown & set(without_classes)
+        if fits and (not existing or coco.has_picture(image, root)):
             chosen.append(image)
     if fraction is not None:
         count = round(fraction * len(chosen))
@@ -158,5 +163,5 @@ def subset(
         places = sorted(rng.choice(len(chosen), count, replace=False).tolist())
         chosen = [chosen[place] for place in places]
     if not chosen:
-        raise InputError(f"{coco.path}: no image fits; ask for other classes")
+        raise InputError(f"{coco.path}: no image fits; ask for other classes, or name the pictures' folder")
     return coco.with_images(chosen)

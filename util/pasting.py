@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from util.coco import CocoFile, annotation_of, must_be_new
+from util.coco import CocoFile, annotation_of, must_be_new, with_ignored
 from util.coco_sets import merge
 from util.errors import InputError
 from util.files import whole_folder, write_json, write_text
@@ -24,6 +24,7 @@ from util.images import write_png
 from util.palettes import grid, overlay, palette
 from util.seed import derive
 
+_UNKNOWN = -1  # in place of a category id: ignored pixels of the target, which stay so under what is pasted
 _SHOWN, _THUMB = 16, 192  # pictures on the contact sheet, and their longer side in pixels
 
 
@@ -115,16 +116,28 @@ class Patch:
         return Patch(self.image, kept[::-1])
 
 
-def read_patch(coco: CocoFile, image: dict[str, Any], root: Path | None = None, classes: Sequence[int] = ()) -> Patch:
-    """A picture with its objects, the largest painted first; of `classes` (category ids) only, if any are given."""
+def read_patch(
+    coco: CocoFile,
+    image: dict[str, Any],
+    root: Path | None = None,
+    classes: Sequence[int] = (),
+    *,
+    unknown: bool = False,
+) -> Patch:
+    """A picture with its objects, the largest painted first; of `classes` (category ids) only, if any are given.
+
+    With `unknown` the image's ignored pixels are the last of the objects.
+    """
     things = [_thing(coco, image, annotation) for annotation in coco.annotations_by_image[image["id"]]]
     things.sort(key=lambda thing: -int(thing.mask.sum()))
+    if unknown:
+        things.append(Thing(coco.ignored(image), _UNKNOWN))
     visible = Patch(coco.read_picture(image, root), things).without_hidden()
     return Patch(visible.image, [t for t in visible.objects if not classes or t.category_id in classes])
 
 
 def _thing(coco: CocoFile, image: dict[str, Any], annotation: dict[str, Any]) -> Thing:
-    return Thing(coco.mask(image, annotation), annotation["category_id"], int(annotation.get("iscrowd", 0)))
+    return Thing(coco.mask(image, annotation), annotation["category_id"], int(bool(annotation.get("iscrowd"))))
 
 
 def paste(target: Patch, source: Patch) -> Patch:
@@ -239,7 +252,8 @@ class CopyPaste:
             target = coco.images[int(rng.integers(len(coco.images)))]
             if source is target:
                 return None
-            base, cut = read_patch(coco, target, root), read_patch(coco, source, root, self.extract)
+            base = read_patch(coco, target, root, unknown=True)
+            cut = read_patch(coco, source, root, self.extract)
             cut = cut.fitted(*base.image.shape[:2])
             if self.jitter is None:
                 cut = fitted_by_area(cut, rng)
@@ -296,7 +310,7 @@ class Oversample:
             if image is target:
                 return None
             cut = Patch(coco.read_picture(image, root), [_thing(coco, image, annotation)])
-            base = read_patch(coco, target, root)
+            base = read_patch(coco, target, root, unknown=True)
             cut = cut.fitted(*base.image.shape[:2])
             if rng.random() < self.flip:
                 cut = cut.same(lambda a: a[:, ::-1])
@@ -366,15 +380,17 @@ def write_new(
                 "height": height, "width": width,
             }  # fmt: skip
             write_png(folder / str(entry["file_name"]), new.patch.image)
-            images.append(entry)
+            things = [thing for thing in new.patch.objects if thing.category_id != _UNKNOWN]
+            unknown = [thing.mask for thing in new.patch.objects if thing.category_id == _UNKNOWN]
+            images.append(with_ignored(entry, unknown[0]) if unknown else entry)
             by_image[next_image + number] = [
                 annotation_of(
                     thing.mask, id=next_annotation + i, image_id=next_image + number, category_id=thing.category_id,
                     form=form, iscrowd=thing.iscrowd,
                 )
-                for i, thing in enumerate(new.patch.objects)
+                for i, thing in enumerate(things)
             ]  # fmt: skip
-            next_annotation += len(new.patch.objects)
+            next_annotation += len(things)
             origin = {
                 name: {"id": old["id"], "file_name": old["file_name"]}
                 for name, old in (("source", new.source), ("target", new.target))
@@ -400,7 +416,7 @@ def _thumbnail(patch: Patch, coco: CocoFile) -> np.ndarray:
     """The picture beside itself with its classes, small."""
     label = np.full(patch.image.shape[:2], 255, dtype=np.uint8)
     for thing in patch.objects:
-        label[thing.mask] = coco.label_of[thing.category_id]
+        label[thing.mask] = coco.label_of.get(thing.category_id, 255)
     both = np.concatenate([patch.image, overlay(patch.image, label, palette(len(coco.categories)))], axis=1)
     scale = 2 * _THUMB / max(both.shape[1], 2 * both.shape[0])
     size = max(1, round(both.shape[1] * scale)), max(1, round(both.shape[0] * scale))

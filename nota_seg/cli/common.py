@@ -27,6 +27,9 @@ Device = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder, exactly.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of everything random.")]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="Only algorithms that give the same bits every time; slower on a GPU.")
+]
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Optimiser steps; counts instead of epochs.")]
 
 

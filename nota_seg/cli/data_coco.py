@@ -89,6 +89,10 @@ def subset(
     count: Annotated[int | None, typer.Option(min=1, help="So many images instead.")] = None,
     with_class: Annotated[list[str] | None, typer.Option(help="Images that show one of these. Repeatable.")] = None,
     without_class: Annotated[list[str] | None, typer.Option(help="Images that show none of these. Repeatable.")] = None,
+    existing: Annotated[
+        bool,
+        typer.Option("--existing", help="Images whose picture is there; annotations of no image or class left out."),
+    ] = False,
     images: Pictures = None,
     seed: RandomSeed = 0,
 ) -> None:
@@ -96,16 +100,18 @@ def subset(
 
     Example: `nota-seg data subset train.json --fraction 0.1 --output debug.json`
     """
-    from util.coco import CocoFile
+    from util.coco import CocoFile, must_be_new
     from util.coco_sets import subset as run
 
-    coco = CocoFile.read(json)
+    must_be_new(output)
+    coco = CocoFile.read(json, strict=not existing)
     part = run(
         coco, fraction=fraction, count=count, with_classes=coco.category_ids(with_class or []),
-        without_classes=coco.category_ids(without_class or []), seed=seed,
+        without_classes=coco.category_ids(without_class or []), existing=existing, root=images, seed=seed,
     )  # fmt: skip
     part.write(output, images)
-    print(f"{output}: {len(part.images)} of {len(coco.images)} images, {len(part.annotations)} annotations")
+    dropped = f"; {coco.dropped} of no image or class left out" if coco.dropped else ""
+    print(f"{output}: {len(part.images)} of {len(coco.images)} images, {len(part.annotations)} annotations{dropped}")
 
 
 def to_coco(

@@ -20,8 +20,17 @@ from nota_seg.cli.common import (
     torch_device,
     views,
 )  # fmt: skip
+from util.errors import InputError, did_you_mean
 
 NewFile = Annotated[Path, typer.Option("--output", help="The new file; never written over another.")]
+PixelThreshold = Annotated[float, typer.Option("--pixel", min=0.0, max=1.0, help="Least probability of a pixel.")]
+ClassThresholds = Annotated[
+    list[str] | None,
+    typer.Option("--class", metavar="NAME=P", help="Least mean probability of a class in a picture. Repeatable."),
+]
+ImageThreshold = Annotated[
+    float, typer.Option("--image", min=0.0, max=1.0, help="Least mean probability of a picture.")
+]
 TestJson = Annotated[Path, typer.Option(help="COCO JSON that lists the pictures and the categories.")]
 
 
@@ -75,12 +84,9 @@ def pseudo_label(
     pretrain: Annotated[list[str], typer.Option(help="A run's folder. Repeatable: they vote.")],
     output_dir: Annotated[Path, typer.Option(help="New folder: pseudo.json, manifest.jsonl, contact_sheet.png.")],
     weight: Annotated[list[float] | None, typer.Option(help="Of each --pretrain. Repeatable.")] = None,
-    pixel: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least probability of a pixel.")] = 0.0,
-    class_: Annotated[
-        list[str] | None,
-        typer.Option("--class", metavar="NAME=P", help="Least mean probability of a class in a picture. Repeatable."),
-    ] = None,
-    image: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least mean probability of a picture.")] = 0.0,
+    pixel: PixelThreshold = 0.0,
+    class_: ClassThresholds = None,
+    image: ImageThreshold = 0.0,
     masks: Annotated[bool, typer.Option("--masks", help="Also label PNGs, 255 where nothing is sure.")] = False,
     form: Forms = Form.RLE,
     scales: Annotated[str, typer.Option(help="As in eval.")] = "1",
@@ -98,20 +104,12 @@ def pseudo_label(
     from nota_seg.pseudo_label import Thresholds
     from nota_seg.pseudo_label import pseudo_label as run
     from util.coco import CocoFile, must_be_new
-    from util.errors import InputError
     from util.progress import Progress
 
     quiet_libraries()
     must_be_new(output_dir)
     coco = CocoFile.read(test_json, annotated=False)
-    classes = {}
-    for text in class_ or []:
-        name, equals, number = text.rpartition("=")
-        if not equals:
-            raise InputError(f"--class {text!r}: give a class and its least probability, as Battery=0.9")
-        label = 0 if name.lower() == "background" else coco.label_of[coco.category_ids([name])[0]] + 1
-        classes[label] = parse_numbers(number, "--class")[0]
-    thresholds = Thresholds(pixel, classes, image)
+    thresholds = Thresholds(pixel, class_thresholds(class_, ["background", *coco.class_names]), image)
     protocol = Protocol(scales=parse_numbers(scales, "--scales"), **views(tta))
     members = load_members(pretrain, weight or [], protocol, torch_dev)
     with Progress(len(coco.images), "labelling") as progress:
@@ -120,3 +118,17 @@ def pseudo_label(
             progress=progress,
         )  # fmt: skip
     print_json(result)
+
+
+def class_thresholds(given: list[str] | None, class_names: list[str]) -> dict[int, float]:
+    """`NAME=P` words as least mean probabilities by label; names in any case."""
+    label_of = {name.lower(): label for label, name in enumerate(class_names)}
+    found = {}
+    for text in given or []:
+        name, equals, number = text.rpartition("=")
+        if not equals:
+            raise InputError(f"--class {text!r}: give a class and its least probability, as Battery=0.9")
+        if name.lower() not in label_of:
+            raise InputError(f"--class {text!r}: no such class: {did_you_mean(name, class_names)}")
+        found[label_of[name.lower()]] = parse_numbers(number, "--class")[0]
+    return found

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from nota_seg.cli.common import Device, Tta, parse_numbers, parse_size, print_json, quiet_libraries, torch_device, views
+from nota_seg.cli.common import (
+    Deterministic,
+    Device,
+    Tta,
+    parse_numbers,
+    parse_size,
+    print_json,
+    quiet_libraries,
+    torch_device,
+    views,
+)
 
 
 def evaluate(
@@ -30,6 +40,7 @@ def evaluate(
     json: Annotated[
         Path | None, typer.Option("--json", help="Write the result here; `-` for stdout instead of the table.")
     ] = None,
+    deterministic: Deterministic = False,
     device: Device = None,
 ) -> None:
     """Evaluate against labels at their original size: mIoU, mAcc, aAcc, boundary IoU, per class.
@@ -44,8 +55,11 @@ def evaluate(
     from nota_seg.models.loading import load_model
     from util.files import write_json
     from util.progress import Progress
+    from util.seed import deterministic as make_deterministic
 
     quiet_libraries()
+    if deterministic:
+        make_deterministic()
     window = parse_size(crop_size, "--crop-size") or ((512, 512) if mode == "slide" else None)
     step = parse_size(stride, "--stride")
     model, _ = load_model(pretrain, torch_dev)

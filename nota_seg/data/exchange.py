@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nota_seg.data.sources import SegmentationSource
-from util.coco import CocoFile, annotations_of, inner_name, must_be_new
+from nota_seg.data.sources import IGNORE, SegmentationSource
+from util.coco import IGNORED, CocoFile, annotations_of, inner_name, must_be_new, with_ignored
 from util.errors import InputError, did_you_mean
 from util.files import whole_folder, write_json
 from util.images import write_png
@@ -35,7 +35,7 @@ def to_coco(
         source: In any layout whose pictures are files.
         split: Of it.
         background: The class that is not annotated; by default the one of that name if there is one. Categories are
-            the other classes with ids 1, 2, ... in their order. Ignored pixels (255) are not annotated either.
+            the other classes with ids 1, 2, ... in their order. Ignored pixels (255) stay ignored.
         form: Of the annotations, "rle" or "polygon".
         parts: One annotation for each connected part rather than for each class.
         progress: Called with 1 after every picture.
@@ -55,7 +55,8 @@ def to_coco(
         label = source.read(split, index)[1]
         height, width = label.shape
         name = file.resolve().relative_to(root).as_posix()
-        images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
+        entry = {"id": index + 1, "file_name": name, "height": height, "width": width}
+        images.append(with_ignored(entry, label == IGNORE))
         by_image[index + 1] = annotations_of(
             label, category_of, first_id=next_id, image_id=index + 1, form=form, parts=parts
         )
@@ -86,9 +87,12 @@ def from_coco(
 
 
 def submission_rows(coco: CocoFile) -> Iterator[tuple[str, Any]]:
-    """File name and label map of every image: a COCO file's annotations as rows of a submission."""
+    """File name and label map of every image: a COCO file's annotations as rows of a submission.
+
+    A submission has no word for "unknown": ignored pixels are background.
+    """
     for image in coco.images:
-        yield str(image["file_name"]), coco.paint(image, background=0, first_label=1)
+        yield str(image["file_name"]), coco.paint(image, background=0, first_label=1, ignored=0)
 
 
 def from_submission(
@@ -115,11 +119,12 @@ def from_submission(
                 f"{submission.path}: id {label.max()} in the row of {image['file_name']!r}, "
                 f"{coco.path} has {len(category_of)} categories"
             )
-        full = resized(label, int(image["height"]), int(image["width"]))
+        full = resized(label, image["height"], image["width"])
         by_image[image["id"]] = annotations_of(
             full, category_of, first_id=next_id, image_id=image["id"], form=form, parts=parts
         )
         next_id += len(by_image[image["id"]])
         if progress is not None:
             progress(1)
-    return CocoFile(coco.path, coco.images, by_image, coco.categories, coco.info)
+    images = [{key: value for key, value in image.items() if key != IGNORED} for image in coco.images]
+    return CocoFile(coco.path, images, by_image, coco.categories, coco.info)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import re
 from pathlib import Path, PurePosixPath
 
@@ -74,6 +75,17 @@ class Coco(SegmentationSource):
         file = self._files[split]
         return str(picture), f"the image {file.images[place]['id']} in {file.path}"
 
+    def as_file(self, split: str) -> tuple[CocoFile, Path]:
+        """A split as a COCO file of its own, and the folder that its file names are relative to."""
+        split = self.split(split)
+        file, pictures = self._files[split], [picture.resolve() for _, picture in self._items[split]]
+        root = Path(os.path.commonpath([picture.parent for picture in pictures]))
+        images = [
+            {**file.images[place], "file_name": picture.relative_to(root).as_posix()}
+            for (place, _), picture in zip(self._items[split], pictures, strict=True)
+        ]
+        return file.with_images(images), root
+
     def _read_image(self, split: str, index: int, orient: bool) -> np.ndarray:
         return read_image(self._items[split][index][1], orient=orient)
 
@@ -137,7 +149,10 @@ def _match(file: CocoFile, folders: list[Path]) -> tuple[list[tuple[int, Path]],
         folder = next((f for f in order if (f / name).is_file()), None)
         if folder is None:
             looked = ", ".join(dict.fromkeys(str(f) for f in folders[:2]))
-            problems.append(f"{file.path}: the picture {name} is missing; looked in {looked} and the split's folders")
+            problems.append(
+                f"{file.path}: the picture {name} is missing; looked in {looked} and the split's folders: name "
+                "the folder in info.image_root, or leave such images out with `nota-seg data subset --existing`"
+            )
             continue
         if folder != order[0]:
             order.remove(folder)  # the next picture is most likely here too
