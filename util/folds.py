@@ -24,6 +24,8 @@ _CANDIDATES = 2000  # exchange partners looked at for an image; all of them in s
 _ROUNDS = 20  # of exchanges, at most
 _ATTEMPTS = 50  # from different starts, in small sets
 _TOLERANCE = 0.1  # of a class's share in a fold, relative to its share in the whole
+_ROOM, _PENALTY = 0.07, 10.0  # exchanges press counts that are further off than this, by so many times their excess
+_ENOUGH = 5  # annotations a fold: with fewer, one more or less is over the tolerance
 
 
 def class_counts(coco: CocoFile) -> np.ndarray:
@@ -68,7 +70,7 @@ def kfold(coco: CocoFile, folds: int = 5, *, scheme: str = "class-counts", seed:
     labels = np.concatenate([labels[:, labels.any(axis=0)], np.zeros((len(labels), 1), dtype=bool)], axis=1)
     values = wanted[:, wanted.any(axis=0)].astype(np.float64)
     values *= np.sqrt(folds / np.maximum(values.sum(axis=0), 1))  # squared distances become those of chi-square
-    best, least = np.zeros(len(labels), dtype=np.int64), (np.inf, np.inf)
+    best, least = np.zeros(len(labels), dtype=np.int64), (np.inf, np.inf, np.inf)
     for attempt in range(min(_ATTEMPTS, max(1, 4000 // len(labels)))):
         fold_of = np.zeros(len(labels), dtype=np.int64)
         with warnings.catch_warnings():
@@ -78,11 +80,17 @@ def kfold(coco: CocoFile, folds: int = 5, *, scheme: str = "class-counts", seed:
             for fold, (_, held_out) in enumerate(stratifier.split(labels, labels.astype(int))):
                 fold_of[held_out] = fold
         _even_sizes(fold_of, folds)
-        remaining = _exchange(fold_of, values, folds, random_state)
-        distance = _missed(counts, fold_of, folds), remaining
+        remaining = _exchange(fold_of, values, counts, folds, random_state)
+        distance = _absent(counts, fold_of, folds), _missed(counts, fold_of, folds), remaining
         if distance < least:
             best, least = fold_of, distance
     return best
+
+
+def _absent(counts: np.ndarray, fold_of: np.ndarray, folds: int) -> int:
+    """Folds without a class, of the classes that enough images show for every fold to have one."""
+    shown = np.stack([(counts[fold_of == f] > 0).sum(axis=0) for f in range(folds)])
+    return int((shown[:, shown.sum(axis=0) >= folds] == 0).sum())
 
 
 def _missed(counts: np.ndarray, fold_of: np.ndarray, folds: int) -> float:
@@ -109,14 +117,29 @@ def _even_sizes(fold_of: np.ndarray, folds: int) -> None:
         fold_of[np.flatnonzero(fold_of == sizes.argmax())[-1]] = sizes.argmin()
 
 
-def _exchange(fold_of: np.ndarray, values: np.ndarray, folds: int, seed: int) -> float:
+def _exchange(fold_of: np.ndarray, values: np.ndarray, counts: np.ndarray, folds: int, seed: int) -> float:
     """Exchange images pairwise, in place, while the squared distance of the folds' sums from their mean shrinks.
+
+    Classes that can be even, and all annotations together, count once more by what they are off beyond the tolerance:
+    a sum of squares alone lets one class be far off so that many are exact.
 
     Returns:
         What the distance is in the end.
     """
     rng = np.random.default_rng(seed)
+    counts = np.concatenate([counts, counts.sum(axis=1, keepdims=True)], axis=1)
+    share = counts.sum(axis=0) / folds
+    frequent = counts[:, (share >= _ENOUGH) & (counts.max(axis=0) <= share)].astype(np.float64)
+    frequent *= np.sqrt(folds / np.maximum(frequent.sum(axis=0), 1))
+    first = values.shape[1]
+    values = np.concatenate([values, frequent], axis=1)
     sums = np.stack([values[fold_of == f].sum(axis=0) for f in range(folds)])
+    mean = sums[:, first:].mean(axis=0)
+
+    def excess(sums: np.ndarray) -> np.ndarray:
+        over = np.maximum(0, np.abs(sums[..., first:] - mean) - _ROOM * mean)
+        return _PENALTY * (over**2).sum(axis=-1)
+
     for _ in range(_ROUNDS):
         moved = False
         for i in rng.permutation(len(values)):
@@ -124,7 +147,9 @@ def _exchange(fold_of: np.ndarray, values: np.ndarray, folds: int, seed: int) ->
             if len(others) > _CANDIDATES:
                 others = rng.choice(others, _CANDIDATES, replace=False)
             gain = values[others] - values[i]
-            change = ((sums[fold_of[i]] - sums[fold_of[others]]) * gain + gain**2).sum(axis=1)
+            here, there = sums[fold_of[i]], sums[fold_of[others]]
+            change = 2 * ((here - there) * gain + gain**2)[:, :first].sum(axis=1)
+            change += excess(here + gain) - excess(here) + excess(there - gain) - excess(there)
             best = int(change.argmin())
             if change[best] < -1e-9:
                 j = int(others[best])
@@ -134,7 +159,7 @@ def _exchange(fold_of: np.ndarray, values: np.ndarray, folds: int, seed: int) ->
                 moved = True
         if not moved:
             break
-    return float(((sums - sums.mean(axis=0)) ** 2).sum())
+    return float(((sums - sums.mean(axis=0))[:, :first] ** 2).sum() + excess(sums).sum())
 
 
 def fold_report(coco: CocoFile, fold_of: np.ndarray) -> dict[str, Any]:
