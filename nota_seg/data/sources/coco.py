@@ -76,13 +76,14 @@ class Coco(SegmentationSource):
         return str(picture), f"the image {file.images[place]['id']} in {file.path}"
 
     def as_file(self, split: str) -> tuple[CocoFile, Path]:
-        """A split as a COCO file of its own, and the folder that its file names are relative to."""
+        """A split as a COCO file of its own in the file's order, and the folder that its file names are relative to."""
         split = self.split(split)
-        file, pictures = self._files[split], [picture.resolve() for _, picture in self._items[split]]
+        file, items = self._files[split], sorted(self._items[split])
+        pictures = [picture.resolve() for _, picture in items]
         root = Path(os.path.commonpath([picture.parent for picture in pictures]))
         images = [
             {**file.images[place], "file_name": picture.relative_to(root).as_posix()}
-            for (place, _), picture in zip(self._items[split], pictures, strict=True)
+            for (place, _), picture in zip(items, pictures, strict=True)
         ]
         return file.with_images(images), root
 
