@@ -14,13 +14,17 @@ from PIL import Image
 
 import nota_seg
 from nota_seg.cli import main
+from nota_seg.data.exchange import submission_rows
+from nota_seg.data.sources import open_source
 from nota_seg.ensemble import Cleaning, Member, from_masks, load_members, predicted, probabilities, soft_vote
 from nota_seg.inference import Protocol, predict_labels, to_pixels
 from nota_seg.predict import predict
 from nota_seg.pseudo_label import Thresholds, pseudo_label
 from util.cleanup import mode_filter
 from util.coco import CocoFile
+from util.coco_sets import merge
 from util.errors import InputError
+from util.pasting import CopyPaste, write_new
 from util.submissions import Submission
 
 NAMES = ["background", "red", "black", "blue"]
@@ -180,6 +184,45 @@ def test_pseudo_labels_are_annotations(waste: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "p" / "masks" / new.images[0]["file_name"]) as mask:
         assert (np.asarray(mask) == 3).all()
     assert len((tmp_path / "p" / "manifest.jsonl").read_text().splitlines()) == 12
-    with pytest.raises(InputError, match="lower it"):
-        pseudo_label(members, coco, tmp_path / "q", Thresholds(image=0.9), device="cpu")
-    assert not (tmp_path / "q").exists()
+    for thresholds in (Thresholds(image=0.9), Thresholds(pixel=0.9)):
+        with pytest.raises(InputError, match="lower them"):
+            pseudo_label(members, coco, tmp_path / "q", thresholds, device="cpu")
+        assert not (tmp_path / "q").exists()
+
+
+class Half(Fixed):
+    """Sure of class 3 on the left half, of nothing on the right."""
+
+    def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+        logits = super().forward(pixel_values).logits.clone()
+        logits[..., logits.shape[3] // 2 :] = 0
+        return SimpleNamespace(logits=logits)
+
+
+def test_what_nothing_is_sure_of_neither_trains_nor_counts(waste: Path, tmp_path: Path) -> None:
+    """It is no background: ignored from the file to the training data, through merging and pasting, and in CSVs only
+    is it background, which have no word for it."""
+    coco = CocoFile.read(waste)
+    members = [Member(Half(0.1, 0.1, 0.1, 0.7), NAMES, Protocol())]
+    pseudo_label(members, coco, tmp_path / "p", Thresholds(pixel=0.6), device="cpu", masks=True)
+    new = CocoFile.read(tmp_path / "p" / "pseudo.json")
+    labels = {i["file_name"]: new.paint(i, background=0, first_label=1) for i in new.images}
+    for name, label in labels.items():
+        with Image.open((tmp_path / "p" / "masks" / name).with_suffix(".png")) as mask:
+            assert np.array_equal(np.asarray(mask), label)
+        assert (label[:, :20] == 3).all() and (label[:, -20:] == 255).all() and set(np.unique(label)) == {3, 255}
+    source = open_source(tmp_path / "p" / "pseudo.json")
+    assert np.array_equal(source.read("train", 0)[1], labels[f"{source.names('train')[0]}.png"])
+
+    both, root = merge([coco.with_images(coco.images[:3]), new.with_images(new.images[3:])])
+    assert root == waste.parent and ["ignored" in image for image in both.images] == [False] * 3 + [True] * 9
+    file = write_new(new, CopyPaste(patch=[90], jitter=(0.3, 0.3), flip=0.0), tmp_path / "pasted", count=4)
+    pasted, targets = CocoFile.read(file), (tmp_path / "pasted" / "manifest.jsonl").read_text().splitlines()
+    for image, line in zip(pasted.images, targets, strict=True):
+        label, before = (
+            pasted.paint(image, background=0, first_label=1),
+            labels[json.loads(line)["target"]["file_name"]],
+        )
+        assert (label[before == 3] == 3).all() and set(np.unique(label[before == 255])) <= {3, 255}
+        assert 255 in label and {a["category_id"] for a in pasted.annotations_by_image[image["id"]]} == {90}
+    assert all(set(np.unique(label)) == {0, 3} for _, label in submission_rows(new))

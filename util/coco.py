@@ -98,13 +98,18 @@ class CocoFile:
         )
         return max(images, default=0) + 1, max(annotations, default=0) + 1
 
-    def read_picture(self, image: dict[str, Any], root: str | Path | None = None) -> np.ndarray:
-        """(height, width, 3) uint8 RGB of the size that the file states, which decides about the EXIF orientation."""
+    def orientation(self, image: dict[str, Any], root: str | Path | None = None) -> tuple[Path, bool]:
+        """A picture, and whether it has the size that the file states when it is turned as EXIF says, or as stored."""
         path, size = self.picture(image, root), (image["height"], image["width"])
         for orient in (True, False):
             if image_size(path, orient=orient) == size:
-                return read_image(path, orient=orient)
+                return path, orient
         raise InputError(f"{path} is {image_size(path)} (height, width), {self.path} says {size}; correct the file")
+
+    def read_picture(self, image: dict[str, Any], root: str | Path | None = None) -> np.ndarray:
+        """(height, width, 3) uint8 RGB of the size that the file states, which decides about the EXIF orientation."""
+        path, orient = self.orientation(image, root)
+        return read_image(path, orient=orient)
 
     def category_ids(self, names: Iterable[str]) -> list[int]:
         """Ids of categories that are given by name (in any case) or by id."""

@@ -75,12 +75,13 @@ def from_coco(
     colours = palette(len(coco.categories) + 1)
     with whole_folder(output_dir) as folder:
         for image in coco.images:
-            picture = coco.picture(image, root)
+            mask = inner_name(image, ".png")
+            picture, _ = coco.orientation(image, root)
             target = folder / "images" / split / inner_name(image, picture.suffix)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(picture, target)
             label = coco.paint(image, background=0, first_label=1)
-            write_png(folder / "masks" / split / inner_name(image, ".png"), label, colours)
+            write_png(folder / "masks" / split / mask, label, colours)
             if progress is not None:
                 progress(1)
         write_json(folder / "id2label.json", dict(enumerate([BACKGROUND, *coco.class_names])))

@@ -38,6 +38,37 @@ def test_label_shares_within_a_tenth_of_the_whole() -> None:
             assert np.allclose(one["shares"], one["share_of_whole"], rtol=0.1), name
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_many_classes_and_crowded_pictures(scheme: str) -> None:
+    """As in TACO: many classes, most of them rare, and pictures with dozens of things."""
+    rng = np.random.default_rng(0)
+    share = 1.0 / np.arange(1, 31) ** 1.1
+    entries = [{"id": i, "file_name": f"{i}.png", "height": 4, "width": 4} for i in range(400)]
+    by_image = {}
+    for i in range(400):
+        count = int(np.clip(rng.lognormal(0.9, 0.9), 1, 60))
+        kinds = rng.choice(30, min(5, -(-count // 2)), p=share / share.sum())
+        by_image[i] = [{"category_id": int(c), "image_id": i} for c in rng.choice(kinds, count)]
+    coco = CocoFile(Path("x.json"), entries, by_image, [{"id": i, "name": f"c{i}"} for i in range(30)])
+    fold_of = kfold(coco, 5, scheme=scheme)
+    report = fold_report(coco, fold_of)["classes"]
+    frequent = [one for one in report.values() if sum(one["annotations"]) >= 60]
+    assert len(frequent) >= 5
+    for one in frequent:
+        assert np.allclose(one["shares"], one["share_of_whole"], rtol=0.1), one
+
+
+def test_every_fold_has_every_class_that_enough_images_show() -> None:
+    entries = [{"id": i, "file_name": f"{i}.png", "height": 4, "width": 4} for i in range(60)]
+    rng = np.random.default_rng(3)
+    by_image = {i: [{"category_id": 0, "image_id": i}] * int(rng.integers(1, 14)) for i in range(60)}
+    for i in rng.choice(60, 6, replace=False):
+        by_image[int(i)] = by_image[int(i)] + [{"category_id": 1, "image_id": int(i)}]
+    coco = CocoFile(Path("x.json"), entries, by_image, [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}])
+    for seed in range(5):
+        assert min(fold_report(coco, kfold(coco, 5, seed=seed))["classes"]["b"]["annotations"]) >= 1
+
+
 def test_the_rarest_class_is_spread() -> None:
     coco = drawn(seed=1)
     fold_of = kfold(coco, 4, scheme="rarest-class")
