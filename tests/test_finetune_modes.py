@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import command, finetune_words
+from conftest import finetune_words
 from safetensors.torch import load_file
 
 import nota_seg.finetune
@@ -72,7 +75,7 @@ def test_debug_names_the_operation_that_fails(
     monkeypatch.setattr(nota_seg.finetune, "upsampled_cross_entropy", loss)
     assert main(finetune_words(scenes, tmp_path / "run", "--debug", steps=2)) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "Sqrt" in error and "nan" in error and "--lr" in error
+    assert "Backward" in error and "nan" in error and "--lr" in error
 
 
 def test_deterministic_runs_are_equal_bit_for_bit(
@@ -95,17 +98,13 @@ def test_deterministic_runs_are_equal_bit_for_bit(
     assert torch.are_deterministic_algorithms_enabled() and results[0] == results[1]
 
 
-def test_cublas_is_told_before_it_starts(scenes: Path, tmp_path: Path) -> None:
-    import os
-    import subprocess
-    import sys
-
+def test_cublas_is_told_before_it_starts() -> None:
     code = (
         "import os; from util.seed import deterministic; deterministic(); print(os.environ['CUBLAS_WORKSPACE_CONFIG'])"
     )
     environment = {k: v for k, v in os.environ.items() if k != "CUBLAS_WORKSPACE_CONFIG"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.stdout.strip() == ":4096:8" and command()
+    assert done.stdout.strip() == ":4096:8"
 
 
 def test_the_best_weights_are_kept_and_not_the_last(
