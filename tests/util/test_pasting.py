@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from util.coco import CocoFile
 from util.errors import InputError
@@ -109,7 +110,8 @@ def test_masks_of_new_pictures_agree_with_their_pixels(
     new = pasted(waste, tmp_path / "new", form=form, recipe=recipe)
     seen = set()
     for image in new.images:
-        pixels, label = new.read_picture(image), new.paint(image, background=255)
+        with Image.open(new.picture(image)) as file:  # read by others, who take it for RGB
+            pixels, label = np.asarray(file), new.paint(image, background=255)
         for label_id, category in enumerate((3, 17, 90)):
             seen |= {category} if (label == label_id).any() else set()
             assert np.array_equal(label == label_id, (pixels == COLOURS[category]).all(axis=2)), (image, category)
