@@ -78,7 +78,8 @@ class TrainSection(Section):
     log_every: PositiveInt = 50  # optimiser steps
     workers: NonNegativeInt = 4  # loader processes
     seed: NonNegativeInt = 0
-    deterministic: bool = False  # torch.use_deterministic_algorithms
+    deterministic: bool = False  # torch.use_deterministic_algorithms; on a GPU slower, on a CPU nothing changes
+    anomalies: bool = False  # stop at the operation whose gradient is NaN; several times slower
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
 
     @model_validator(mode="after")
@@ -116,6 +117,7 @@ class FinetuneData(Section):
     color_jitter: tuple[float, float, float, float] | None = (0.25, 0.25, 0.25, 0.1)
     extra: list[dict[str, Any]] = []  # further transforms of the crop: {type, args}; see nota_seg/data/transforms.py
     limit: PositiveInt | None = None  # training pictures, the first N
+    fraction: float = Field(1.0, gt=0, le=1)  # of the pictures of every split, drawn without replacement
     cache_gib: NonNegativeFloat = 2.0  # decoded training pictures to keep in memory, all workers together; 0: none
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from nota_seg.config import EvalSection, FinetuneConfig
 from nota_seg.data.dataset import TrainDataset
+from nota_seg.data.part import Part
 from nota_seg.data.paste import Banks, batch_part
 from nota_seg.data.sources import SegmentationSource, open_source
 from nota_seg.data.transforms import TrainTransform, fit_factor
@@ -25,6 +27,7 @@ from nota_seg.models.checkpoints import load_checkpoint
 from nota_seg.models.configuration import NotaSegConfig
 from nota_seg.models.losses import upsampled_cross_entropy
 from nota_seg.models.pixels import normalise
+from nota_seg.training.loop import Interrupted
 from nota_seg.training.losses import WeightedSum
 from nota_seg.training.runs import run
 from util.errors import InputError
@@ -33,6 +36,8 @@ from util.images import write_png
 from util.palettes import colourise, grid, palette
 from util.progress import Progress
 from util.run_folder import RunFolder
+
+REHEARSAL_SHARE, REHEARSAL_STEPS = 0.1, 20  # of the pictures; optimiser steps
 
 
 class SegmentationTask:
@@ -182,8 +187,43 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune as configured; the result is the last evaluation with `best` (mIoU) added."""
     source = open_source(config.data.path, config.data.layout)
+    if config.data.fraction < 1:
+        source = Part(source, config.data.fraction, config.train.seed)
 
     def make_task(accelerator: Accelerator) -> SegmentationTask:
         return SegmentationTask(config, folder.path, accelerator, source)
 
     return run(config, folder, make_task, phase="finetune", resume=resume, overwrite=overwrite, cpu=cpu)
+
+
+def rehearse(config: FinetuneConfig, *, cpu: bool = False) -> dict[str, Any]:
+    """A run in small, to meet its mistakes early; nothing is kept.
+
+    A tenth of the pictures drawn without replacement, 20 steps at most, one evaluation. Every step's loss and every
+    operation's gradient is watched for NaN.
+
+    Returns:
+        The evaluation, and `debug`: the share of the pictures, the loss of each step, pictures a second.
+    """
+    steps = min(config.train.max_steps or REHEARSAL_STEPS, REHEARSAL_STEPS)
+    settings = {"max_steps": steps, "eval_every": steps, "checkpoint_every": steps, "log_every": 1}
+    train = config.train.model_copy(update={**settings, "tracker": "none", "anomalies": True})
+    data = config.data.model_copy(update={"fraction": REHEARSAL_SHARE * config.data.fraction})
+    small = config.model_copy(update={"train": train, "data": data})
+    with tempfile.TemporaryDirectory(prefix="nota-seg-debug-") as place:
+        folder = RunFolder(Path(place) / "run")
+        try:
+            result = finetune(small, folder, cpu=cpu)
+        except Interrupted:  # its advice is for runs that can be continued
+            raise KeyboardInterrupt from None
+        except RuntimeError as error:
+            if "nan values" not in str(error):  # autograd's words
+                raise
+            raise FloatingPointError(f"{error} Lower --lr, or set train.clip_norm=1.") from error
+        lines = [line for line in folder.metrics() if line["split"] == "train"]
+    facts = {
+        "fraction": data.fraction,
+        "losses": [round(line["loss"], 4) for line in lines],
+        "pictures_per_second": float(np.median([line["pictures_per_second"] for line in lines])) if lines else None,
+    }
+    return {**result, "debug": facts}

@@ -8,6 +8,7 @@ same labels as `model.predict_labels`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
@@ -35,6 +36,13 @@ def _pair(name: str, value: Any) -> Size:
     return pair[0], pair[1]
 
 
+def _positive(name: str, values: Any) -> tuple[float, ...]:
+    given = values if isinstance(values, Sequence) and not isinstance(values, str) else ()
+    if not given or not all(isinstance(v, int | float) and 0 < v < float("inf") for v in given):
+        raise InputError(f"{name} must be one or more positive numbers, got {values!r}")
+    return tuple(float(v) for v in given)
+
+
 @dataclass
 class Protocol:
     """How pictures become label maps; part of every result, because scores mean nothing without it."""
@@ -44,6 +52,9 @@ class Protocol:
     stride: Size | None = None  # (vertical, horizontal) step of the windows, pixels; two thirds of the crop by default
     scales: tuple[float, ...] = (1.0,)  # of the views, relative to the (resized) picture
     flip: bool = False  # every view also mirrored left to right
+    vflip: bool = False  # every view also mirrored top to bottom
+    rot90: bool = False  # every view also turned by 90 degrees; with both flips that is every turn and mirror image
+    intensities: tuple[float, ...] = (1.0,)  # the picture's values times this, kept within 0..255
     base_size: Size | None = None  # (long, short) side the picture is fitted to first, pixels; None: as it is
     precision: str = "no"  # of the forward pass: "no" (as the weights are), "bf16", "fp16"
 
@@ -63,16 +74,14 @@ class Protocol:
                 raise InputError(f"stride {self.stride} must not exceed crop_size {crop}: pixels would be left out")
         elif self.crop_size is not None or self.stride is not None:
             raise InputError('crop_size and stride belong to mode "slide", the mode is "whole": change or drop them')
-        scales = self.scales if isinstance(self.scales, Sequence) else ()
-        if not scales or not all(isinstance(s, int | float) and 0 < s < float("inf") for s in scales):
-            raise InputError(f"scales must be one or more positive numbers, got {self.scales!r}")
-        self.scales = tuple(float(s) for s in scales)
+        self.scales = _positive("scales", self.scales)
+        self.intensities = _positive("intensities", self.intensities)
         if self.base_size is not None:
             self.base_size = _pair("base_size", self.base_size)
 
     @property
     def views(self) -> int:
-        return len(self.scales) * (2 if self.flip else 1)
+        return len(self.scales) * len(self.intensities) * 2 ** (self.flip + self.vflip + self.rot90)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -168,6 +177,13 @@ def _resized(x: Tensor, scale: float) -> Tensor:
     return _upsampled(x, (max(1, int(H * scale + 0.5)), max(1, int(W * scale + 0.5))))
 
 
+def _brightened(pixel_values: Tensor, intensity: float) -> Tensor:
+    """Bytes times a factor, before any normalisation: the factor is of 0..255."""
+    if intensity == 1.0:
+        return pixel_values
+    return (pixel_values.float() * intensity).round_().clamp_(0, 255).to(torch.uint8)
+
+
 @torch.inference_mode()
 def predict_probabilities(model: nn.Module, pixel_values: Tensor, size: Size, protocol: Protocol) -> Tensor:
     """Class probabilities, averaged over all views.
@@ -181,15 +197,19 @@ def predict_probabilities(model: nn.Module, pixel_values: Tensor, size: Size, pr
     Returns:
         (B, K, H, W) float32. At most this and one view are held at a time.
     """
-    pictures = normalise(pixel_values, *statistics_of(model))
     total: Tensor | None = None
-    for scale in protocol.scales:
+    asked = (protocol.flip, protocol.vflip, protocol.rot90)
+    changes = list(itertools.product(*((False, True) if one else (False,) for one in asked)))
+    for intensity, scale in itertools.product(protocol.intensities, protocol.scales):
+        pictures = normalise(_brightened(pixel_values, intensity), *statistics_of(model))
         view = _resized(pictures, scale)
-        for mirrored in (False, True) if protocol.flip else (False,):
+        for mirrored, upside_down, turned in changes:
+            axes = [3] * mirrored + [2] * upside_down
+            seen = view.flip(axes) if axes else view
             with _autocast(view.device, protocol):
-                logits = _view_logits(model, view.flip(3) if mirrored else view, protocol)
-            if mirrored:
-                logits = logits.flip(3)
+                logits = _view_logits(model, seen.rot90(1, (2, 3)) if turned else seen, protocol)
+            logits = logits.rot90(-1, (2, 3)) if turned else logits
+            logits = logits.flip(axes) if axes else logits
             # A copy only where the model's own tensor would be overwritten: everything below works in place.
             p = _upsampled(logits, size)
             p = p.clone() if p.data_ptr() == logits.data_ptr() else p
@@ -214,6 +234,7 @@ def predict_labels(model: nn.Module, pixel_values: Tensor, size: Size, protocol:
     """
     if protocol.views > 1:
         return predict_probabilities(model, pixel_values, size, protocol).argmax(dim=1)
+    pixel_values = _brightened(pixel_values, protocol.intensities[0])
     x = _resized(normalise(pixel_values, *statistics_of(model)), protocol.scales[0])
     own = getattr(model, "predict_labels", None)  # models of other libraries have none
     with _autocast(x.device, protocol):

@@ -16,8 +16,8 @@ LAYERS = [
     ("nota_seg.config", "nota_seg.metrics", "nota_seg.catalogue", "nota_seg.scaffold"),
     ("nota_seg.data", "nota_seg.training", "nota_seg.inference"),
     ("nota_seg.evaluate", "nota_seg.flops"),
-    ("nota_seg.predict", "nota_seg.finetune"),
-    ("nota_seg.demo",),
+    ("nota_seg.predict", "nota_seg.finetune", "nota_seg.ensemble", "nota_seg.pseudo_label"),
+    ("nota_seg.demo", "nota_seg.pseudo_loop"),
     ("nota_seg.cli",),
 ]
 

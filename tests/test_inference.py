@@ -85,6 +85,30 @@ def test_views_by_hand(model: Foreign, pixels: Tensor) -> None:
     assert torch.equal(predict_labels(model, pixels, size, protocol), p.argmax(dim=1))
 
 
+@torch.no_grad()
+def test_turned_views_by_hand(model: Foreign, pixels: Tensor) -> None:
+    """Every turn and mirror image, each put back to its place; brightness in bytes, before the statistics."""
+    size = (40, 52)
+    protocol = Protocol(flip=True, vflip=True, rot90=True, intensities=(0.9, 1.3))
+    assert protocol.views == 16
+    views = []
+    for factor in (0.9, 1.3):
+        x = normal(model, (pixels.float() * factor).round().clamp(0, 255).to(torch.uint8))
+        for turns in range(4):
+            for mirrored in (False, True):
+                v = x.flip(3) if mirrored else x
+                logits = model(v.rot90(turns, (2, 3))).logits.rot90(-turns, (2, 3))
+                views.append(up(logits.flip(3) if mirrored else logits, size).softmax(dim=1))
+    p = predict_probabilities(model, pixels, size, protocol)
+    torch.testing.assert_close(p, torch.stack(views).mean(dim=0))
+    one = Protocol(intensities=(1.3,))
+    labels = predict_probabilities(model, pixels, size, one).argmax(dim=1)
+    assert torch.equal(predict_labels(model, pixels, size, one), labels)
+    for wrong in ((), (0.0,), (float("inf"),)):
+        with pytest.raises(InputError, match="intensities"):
+            Protocol(intensities=wrong)
+
+
 def test_flip_makes_the_result_symmetric(model: Foreign, pixels: Tensor) -> None:
     protocol = Protocol(flip=True)
     p = predict_probabilities(model, pixels, (40, 52), protocol)
@@ -183,6 +207,9 @@ def test_protocol_as_dict() -> None:
         "stride": [42, 64],
         "scales": [1.0, 2.0],
         "flip": False,
+        "vflip": False,
+        "rot90": False,
+        "intensities": [1.0],
         "base_size": [2048, 512],
         "precision": "no",
     }

@@ -7,6 +7,7 @@ saved to continue a run exactly, and the number of loader workers does not chang
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,18 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def deterministic() -> None:
+    """Only algorithms that give the same bits every time, for the rest of the process; call it before the first
+    computation on a GPU.
+
+    An operation that has none warns and goes on. The bits are those of one machine, one version of torch and one
+    number of threads or devices.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
 
 
 @contextmanager

@@ -24,6 +24,8 @@ from nota_seg.cli import (
     new,
     predict,
     pretrain,
+    pseudo_loop,
+    submit,
 )
 from util.errors import InputError
 
@@ -52,6 +54,9 @@ app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("flops")(flops.flops)
 app.command("convert")(convert.convert)
+app.command("pseudo-loop")(pseudo_loop.pseudo_loop)
+app.command("submit")(submit.submit)
+app.command("ensemble")(submit.ensemble)
 app.command("new")(new.new)
 app.add_typer(data.app, name="data")
 

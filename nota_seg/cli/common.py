@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,50 @@ Device = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder, exactly.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of everything random.")]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="Only algorithms that give the same bits every time; slower on a GPU.")
+]
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Optimiser steps; counts instead of epochs.")]
+
+
+class View(StrEnum):
+    """What test-time augmentation adds; each doubles the views, `intensity` makes three of each."""
+
+    HFLIP = "hflip"
+    VFLIP = "vflip"
+    ROT90 = "rot90"
+    INTENSITY = "intensity"
+
+
+class Clean(StrEnum):
+    NONE = "none"
+    MODE3 = "mode3"
+
+
+class Form(StrEnum):
+    RLE = "rle"
+    POLYGON = "polygon"
+
+
+Tta = Annotated[
+    list[View] | None,
+    typer.Option("--tta", help="Test-time views; probabilities are averaged. intensity: 0.9, 1, 1.1. Repeatable."),
+]
+Crf = Annotated[bool, typer.Option("--crf", help="Refine with a dense conditional random field (seconds a picture).")]
+Cleaning = Annotated[Clean, typer.Option("--clean", help="mode3: each pixel becomes the most frequent id of its 3x3.")]
+Forms = Annotated[Form, typer.Option("--form", help="Of annotations; both are exact in the mask.")]
+Pictures = Annotated[
+    Path | None, typer.Option("--images", help="Folder that file_name is relative to.  [default: found near the JSON]")
+]
+Side = Annotated[int, typer.Option("--size", min=1, help="Side of a submission's label map, pixels.")]
+RandomSeed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+
+
+def views(tta: list[View] | None) -> dict[str, Any]:
+    """What `Protocol` calls the views asked for."""
+    chosen = set(tta or [])
+    found: dict[str, Any] = {"flip": View.HFLIP in chosen, "vflip": View.VFLIP in chosen, "rot90": View.ROT90 in chosen}
+    return {**found, "intensities": (0.9, 1.0, 1.1) if View.INTENSITY in chosen else (1.0,)}
 
 
 def parse_size(text: str | None, option: str) -> tuple[int, int] | None:

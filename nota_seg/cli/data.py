@@ -7,9 +7,16 @@ from typing import Annotated
 
 import typer
 
+from nota_seg.cli import data_coco, data_paste, data_submission
 from util.errors import InputError
 
-app = typer.Typer(help="Look at, check and fetch data sets.", no_args_is_help=True)
+app = typer.Typer(help="Look at, check, fetch, divide and extend data sets.", no_args_is_help=True)
+for run in (
+    data_coco.kfold, data_coco.stats, data_coco.merge, data_coco.subset, data_coco.to_coco, data_coco.from_coco,
+    data_paste.copy_paste, data_paste.oversample,
+    data_submission.from_submission, data_submission.to_submission, data_submission.pseudo_label,
+):  # fmt: skip
+    app.command(run.__name__.replace("_", "-"))(run)
 
 
 @app.command()

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from nota_seg.cli.common import Device, parse_numbers, parse_size, print_json, quiet_libraries, torch_device
+from nota_seg.cli.common import (
+    Deterministic,
+    Device,
+    Tta,
+    parse_numbers,
+    parse_size,
+    print_json,
+    quiet_libraries,
+    torch_device,
+    views,
+)
 
 
 def evaluate(
@@ -19,6 +29,7 @@ def evaluate(
     stride: Annotated[str | None, typer.Option(help="Of the window.  [default: two thirds of it]")] = None,
     scales: Annotated[str, typer.Option(help="Comma-separated, e.g. 0.5,1,1.5; probabilities are averaged.")] = "1",
     flip: Annotated[bool, typer.Option("--flip", help="Also the mirrored picture.")] = False,
+    tta: Tta = None,
     base_size: Annotated[
         str | None, typer.Option(help="LONGxSHORT side to fit pictures to, or `none`.  [default: the model's]")
     ] = None,
@@ -29,6 +40,7 @@ def evaluate(
     json: Annotated[
         Path | None, typer.Option("--json", help="Write the result here; `-` for stdout instead of the table.")
     ] = None,
+    deterministic: Deterministic = False,
     device: Device = None,
 ) -> None:
     """Evaluate against labels at their original size: mIoU, mAcc, aAcc, boundary IoU, per class.
@@ -43,17 +55,22 @@ def evaluate(
     from nota_seg.models.loading import load_model
     from util.files import write_json
     from util.progress import Progress
+    from util.seed import deterministic as make_deterministic
 
     quiet_libraries()
+    if deterministic:
+        make_deterministic()
     window = parse_size(crop_size, "--crop-size") or ((512, 512) if mode == "slide" else None)
     step = parse_size(stride, "--stride")
     model, _ = load_model(pretrain, torch_dev)
     fitted = getattr(model.config, "image_size", None)
     if base_size is not None:
         fitted = None if base_size.lower() == "none" else parse_size(base_size, "--base-size")
+    seen = views(tta)
+    seen["flip"] |= flip
     protocol = Protocol(
-        mode=mode, crop_size=window, stride=step, scales=parse_numbers(scales, "--scales"), flip=flip,
-        base_size=tuple(fitted) if fitted else None, precision=precision,
+        mode=mode, crop_size=window, stride=step, scales=parse_numbers(scales, "--scales"),
+        base_size=tuple(fitted) if fitted else None, precision=precision, **seen,
     )  # fmt: skip
     source = open_source(data_dir)
     total = source.splits.get(split, 0)

@@ -9,6 +9,7 @@ import typer
 
 from nota_seg.cli.common import (
     ConfigFile,
+    Deterministic,
     Device,
     MaxSteps,
     Overwrite,
@@ -16,7 +17,10 @@ from nota_seg.cli.common import (
     Seed,
     Set,
     choose_devices,
+    is_main_process,
     parse_size,
+    print_json,
+    quiet_libraries,
     train,
 )
 
@@ -42,6 +46,10 @@ def finetune(
     seed: Seed = None,
     config: ConfigFile = None,
     set_: Set = None,
+    deterministic: Deterministic = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Rehearse: a tenth of the pictures, 20 steps at most, nothing is kept.")
+    ] = False,
     device: Device = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -51,9 +59,10 @@ def finetune(
     Example: `nota-seg finetune --data-dir ADEChallengeData2016 --pretrain result/b0/best --save-path result/b0-ade`
     """
     cpu = choose_devices(device)
-    from nota_seg.config import FinetuneConfig
+    from nota_seg.config import FinetuneConfig, build
     from nota_seg.finetune import finetune as run
-    from nota_seg.finetune import model_options
+    from nota_seg.finetune import model_options, rehearse
+    from util.errors import InputError
 
     options = {
         "data.path": data_dir,
@@ -64,8 +73,17 @@ def finetune(
         "data.crop_size": parse_size(crop_size, "--crop-size"),
         "optim.lr": lr,
         "train.seed": seed,
+        "train.deterministic": deterministic or None,
         **model_options(model, pretrain, resume=resume),
     }
+    if debug:
+        if resume:
+            raise InputError("--debug rehearses a run from its start and keeps nothing: leave --resume out")
+        quiet_libraries()
+        result = rehearse(build(FinetuneConfig, file=config, options=options, sets=set_ or []), cpu=cpu)
+        if is_main_process():
+            print_json(result)
+        return
     train(
         FinetuneConfig, run, ("save_path", save_path), options,
         sets=set_, file=config, cpu=cpu, resume=resume, overwrite=overwrite,

@@ -32,7 +32,7 @@ from util.errors import InputError
 from util.files import whole_file, whole_folder
 from util.progress import Progress
 from util.run_folder import RunFolder
-from util.seed import derive, seed_everything
+from util.seed import derive, deterministic, seed_everything
 
 
 class Interrupted(Exception):  # noqa: N818  (nothing went wrong)
@@ -83,8 +83,8 @@ def train(task: Task, config: Any, folder: RunFolder, accelerator: Accelerator, 
     is_main = accelerator.is_main_process
     world, rank = accelerator.num_processes, accelerator.process_index
     if settings.deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
+        deterministic()
+    torch.autograd.set_detect_anomaly(settings.anomalies, check_nan=True)
 
     # Lengths, all in optimiser steps.
     pictures = len(task.train_data)  # type: ignore[arg-type]

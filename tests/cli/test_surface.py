@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -21,31 +22,70 @@ OPTIONS = {
     },
     "finetune": {
         "--data-dir", "--save-path", "--output-dir", "--pretrain", "--model", "--epochs", "--max-steps", "--batch-size",
-        "--crop-size", "--lr", "--seed", "--config", "--set", "--device", "--gpu", "--resume", "--overwrite",
+        "--crop-size", "--lr", "--seed", "--config", "--set", "--deterministic", "--debug", "--device", "--gpu",
+        "--resume", "--overwrite",
+    },
+    "pseudo-loop": {
+        "--data-dir", "--unlabelled", "--test-json", "--output-dir", "--rounds", "--pretrain", "--model", "--epochs",
+        "--max-steps", "--batch-size", "--crop-size", "--lr", "--pixel", "--class", "--image", "--scales", "--tta",
+        "--images", "--seed", "--config", "--set", "--deterministic", "--device", "--gpu", "--resume",
     },
     "eval": {
-        "--data-dir", "--pretrain", "--split", "--mode", "--crop-size", "--stride", "--scales", "--flip", "--base-size",
-        "--precision", "--batch-size", "--workers", "--limit", "--json", "--device", "--gpu",
+        "--data-dir", "--pretrain", "--split", "--mode", "--crop-size", "--stride", "--scales", "--flip", "--tta",
+        "--base-size",
+        "--precision", "--batch-size", "--workers", "--limit", "--json", "--deterministic", "--device", "--gpu",
     },
     "predict": {"--pretrain", "--output-dir", "--device", "--gpu", "--overwrite"},
     "flops": {"--model", "--pretrain", "--size", "--num-classes", "--set", "--json"},
     "convert": {"--model", "--num-classes", "--task", "--set", "--overwrite"},
+    "submit": {
+        "--test-json", "--output", "--pretrain", "--labels", "--size", "--scales", "--tta", "--crf", "--clean",
+        "--images", "--device", "--gpu",
+    },
+    "ensemble": {
+        "--csv", "--output", "--pretrain", "--weight", "--test-json", "--size", "--scales", "--tta", "--crf",
+        "--clean", "--images", "--device", "--gpu",
+    },
     "new": set(),
     "data": set(),
 }  # fmt: skip
 
+_PASTING = {"--output-dir", "--count", "--start", "--add", "--form", "--images", "--seed"}
+DATA_OPTIONS = {
+    "verify": set(),
+    "download": {"--output-dir", "--url", "--md5"},
+    "kfold": {"--output-dir", "--folds", "--scheme", "--images", "--seed"},
+    "stats": {"--json"},
+    "merge": {"--output", "--images"},
+    "subset": {
+        "--output", "--fraction", "--count", "--with-class", "--without-class", "--existing", "--images", "--seed",
+    },
+    "to-coco": {"--output", "--split", "--background", "--form", "--parts"},
+    "from-coco": {"--output-dir", "--split", "--images"},
+    "copy-paste": {"--patch", "--remove", "--extract", "--jitter"} | _PASTING,
+    "oversample": {"--class", "--onto", "--min-area"} | _PASTING,
+    "from-submission": {"--test-json", "--output", "--form", "--parts", "--images"},
+    "to-submission": {"--output", "--size"},
+    "pseudo-label": {
+        "--test-json", "--pretrain", "--output-dir", "--weight", "--pixel", "--class", "--image", "--masks", "--form",
+        "--scales", "--tta", "--images", "--device", "--gpu",
+    },
+}  # fmt: skip
+
 
 def test_verbs_and_options_are_frozen() -> None:
-    group = typer.main.get_command(app)
-    found = {
-        name: {o for p in command.params for o in p.opts if o.startswith("--")} - {"--help"}
-        for name, command in group.commands.items()  # type: ignore[attr-defined]
-    }
-    assert found == OPTIONS
-    assert set(group.commands["data"].commands) == {"verify", "download"}  # type: ignore[attr-defined]
+    def options(group: Any) -> dict[str, set[str]]:
+        return {
+            name: {o for p in command.params for o in p.opts if o.startswith("--")} - {"--help"}
+            for name, command in group.commands.items()
+        }
+
+    group: Any = typer.main.get_command(app)
+    assert options(group) == OPTIONS
+    assert options(group.commands["data"]) == DATA_OPTIONS
 
 
-@pytest.mark.parametrize("verb", [*OPTIONS, "data verify", "data download"])
+@pytest.mark.parametrize("verb", [*OPTIONS, *(f"data {verb}" for verb in DATA_OPTIONS)])
 def test_every_verb_helps_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*verb.split(), "--help"]) == 0
     text = capsys.readouterr().out
@@ -71,6 +111,22 @@ def test_every_verb_helps_with_an_example(verb: str, capsys: pytest.CaptureFixtu
         ["models", "--family", "segfromer"],
         ["data", "verify", "nowhere"],
         ["data", "download", "imagenet"],
+        ["data", "kfold", "nowhere.json", "--output-dir", "x"],
+        ["data", "kfold", "nowhere.json", "--output-dir", "x", "--scheme", "rarest"],
+        ["data", "copy-paste", "nowhere.json", "--output-dir", "x"],
+        ["data", "copy-paste", "nowhere.json", "--output-dir", "x", "--patch", "a", "--jitter", "1"],
+        ["data", "oversample", "nowhere.json", "--class", "a", "--onto", "b", "--output-dir", "x"],
+        ["data", "pseudo-label", "--test-json", "nowhere.json", "--pretrain", "x", "--pixel", "2", "--output-dir", "y"],
+        ["pseudo-loop", "--data-dir", "nowhere.json", "--unlabelled", "x.json", "--output-dir", "y"],
+        ["pseudo-loop", "--data-dir", "a.json", "--unlabelled", "x.json", "--output-dir", "y", "--device", "0,1"],
+        ["pseudo-loop", "--data-dir", "a.json", "--unlabelled", "x.json", "--output-dir", "nowhere", "--resume"],
+        ["submit", "--test-json", "nowhere.json", "--output", "x.csv"],
+        ["submit", "--test-json", "nowhere.json", "--pretrain", "x", "--output", "x.csv"],
+        ["submit", "--test-json", "nowhere.json", "--pretrain", "x", "--output", "x.csv", "--clean", "mode4"],
+        ["ensemble", "--output", "x.csv"],
+        ["ensemble", "--csv", "a.csv", "b.csv", "--output", "x.csv"],
+        ["ensemble", "--csv", "a.csv", "--pretrain", "run", "--output", "x.csv"],
+        ["ensemble", "--pretrain", "run", "--output", "x.csv"],
         ["convert", "nowhere", "x", "--model", "segformer-b0"],
     ],
     ids=" ".join,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import re
 from pathlib import Path, PurePosixPath
 
@@ -18,8 +19,9 @@ class Coco(SegmentationSource):
     """Finds `{train,val,test}.json` at the root, or `annotations/instances_{train,val}*.json`, or one JSON file.
 
     A lone file has no splits: 20% of its pictures, chosen by a hash of `file_name`, are `val`, the others `train`.
-    Pictures are looked for at `file_name` relative to the root, then below `images/`, `images/<split>/`, `<split>/`
-    and the folder that the JSON file is named after (`train2017/`).
+    A file named `..._train.json` brings the `..._val.json` beside it along. Pictures are looked for at `file_name`
+    relative to the folder that the file's `info` names (`image_root`) and to the root, then below `images/`,
+    `images/<split>/`, `<split>/` and the folder that the JSON file is named after (`train2017/`).
     """
 
     key = "coco"
@@ -44,7 +46,7 @@ class Coco(SegmentationSource):
         self._files: dict[str, CocoFile] = {}
         self._items: dict[str, list[tuple[int, Path]]] = {}  # place in the file's images, picture
         for split, file in read.items():
-            found, problems = _match(file, _folders(root, file.path, split))
+            found, problems = _match(file, [file.image_root, *_folders(root, file.path, split)])
             if not held_out:
                 self._fill(split, file, found, problems)
                 continue
@@ -73,6 +75,18 @@ class Coco(SegmentationSource):
         file = self._files[split]
         return str(picture), f"the image {file.images[place]['id']} in {file.path}"
 
+    def as_file(self, split: str) -> tuple[CocoFile, Path]:
+        """A split as a COCO file of its own in the file's order, and the folder that its file names are relative to."""
+        split = self.split(split)
+        file, items = self._files[split], sorted(self._items[split])
+        pictures = [picture.resolve() for _, picture in items]
+        root = Path(os.path.commonpath([picture.parent for picture in pictures]))
+        images = [
+            {**file.images[place], "file_name": picture.relative_to(root).as_posix()}
+            for (place, _), picture in zip(items, pictures, strict=True)
+        ]
+        return file.with_images(images), root
+
     def _read_image(self, split: str, index: int, orient: bool) -> np.ndarray:
         return read_image(self._items[split][index][1], orient=orient)
 
@@ -84,6 +98,9 @@ class Coco(SegmentationSource):
 def find_files(path: Path) -> dict[str, Path]:
     """The JSON file of every split; the key is "all" for a lone file without splits. Empty if there is none."""
     if path.is_file():
+        held_out = path.with_name(path.name.replace("_train.json", "_val.json"))
+        if path.name.endswith("_train.json") and held_out.is_file():
+            return {"train": path, "val": held_out}  # a fold, say
         return {"all": path} if path.suffix.lower() == ".json" else {}
     if not path.is_dir():
         return {}
@@ -133,7 +150,10 @@ def _match(file: CocoFile, folders: list[Path]) -> tuple[list[tuple[int, Path]],
         folder = next((f for f in order if (f / name).is_file()), None)
         if folder is None:
             looked = ", ".join(dict.fromkeys(str(f) for f in folders[:2]))
-            problems.append(f"{file.path}: the picture {name} is missing; looked in {looked} and the split's folders")
+            problems.append(
+                f"{file.path}: the picture {name} is missing; looked in {looked} and the split's folders: name "
+                "the folder in info.image_root, or leave such images out with `nota-seg data subset --existing`"
+            )
             continue
         if folder != order[0]:
             order.remove(folder)  # the next picture is most likely here too
