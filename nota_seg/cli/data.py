@@ -21,7 +21,10 @@ for run in (
 
 @app.command()
 def verify(
-    path: Annotated[str, typer.Argument(help="A segmentation data set, or Tiny-ImageNet.")],
+    path: Annotated[str | None, typer.Argument(help="A segmentation data set, or Tiny-ImageNet.")] = None,
+    data_dir: Annotated[
+        str | None, typer.Option("--data-dir", "--data-path", help="The same, as the other verbs name it.")
+    ] = None,
 ) -> None:
     """Read every picture and mask; list every bad file at once. Exit code 2 if there are any.
 
@@ -31,6 +34,9 @@ def verify(
     from nota_seg.data.verify import verify as verify_segmentation
     from util.progress import Progress
 
+    if (path is None) == (data_dir is None):
+        raise InputError("name one data set: nota-seg data verify PATH")
+    path = path or data_dir or ""
     with Progress(0, "verifying") as progress:
         report = verify_segmentation(path, progress=progress)
         problems, summary = report.problems, report.summary()
