@@ -14,6 +14,7 @@ from nota_seg.cli.common import (
     Overwrite,
     Resume,
     Seed,
+    Seeds,
     Set,
     choose_devices,
     parse_size,
@@ -40,6 +41,7 @@ def finetune(
         float | None, typer.Option(help="Of the encoder; the decoder's is 10 times that.  [default: 6e-5]")
     ] = None,
     seed: Seed = None,
+    seeds: Seeds = None,
     config: ConfigFile = None,
     set_: Set = None,
     device: Device = None,
@@ -68,5 +70,5 @@ def finetune(
     }
     train(
         FinetuneConfig, run, ("save_path", save_path), options,
-        sets=set_, file=config, cpu=cpu, resume=resume, overwrite=overwrite,
+        sets=set_, file=config, cpu=cpu, resume=resume, overwrite=overwrite, seeds=seeds,
     )  # fmt: skip

@@ -17,11 +17,11 @@ OPTIONS = {
     "models": {"--family", "--json", "--markdown"},
     "pretrain": {
         "--data-path", "--output-dir", "--model", "--epochs", "--max-steps", "--batch-size", "--input-size", "--lr",
-        "--seed", "--config", "--set", "--device", "--gpu", "--resume", "--overwrite",
+        "--seed", "--seeds", "--config", "--set", "--device", "--gpu", "--resume", "--overwrite",
     },
     "finetune": {
         "--data-dir", "--save-path", "--output-dir", "--pretrain", "--model", "--epochs", "--max-steps", "--batch-size",
-        "--crop-size", "--lr", "--seed", "--config", "--set", "--device", "--gpu", "--resume", "--overwrite",
+        "--crop-size", "--lr", "--seed", "--seeds", "--config", "--set", "--device", "--gpu", "--resume", "--overwrite",
     },
     "eval": {
         "--data-dir", "--pretrain", "--split", "--mode", "--crop-size", "--stride", "--scales", "--flip", "--base-size",

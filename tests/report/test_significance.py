@@ -116,7 +116,7 @@ def test_unlike_runs_are_refused(change: dict, message: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("pictures", [25, 100])
 def test_the_interval_covers_the_truth_as_often_as_it_says(pictures: int) -> None:
-    """600 simulated validation sets: 95 % nominal, between 92.5 and 97.5 % found (the simulation's own error: 0.9 %)."""
+    """600 simulated validation sets: 95 % nominal, 92.5 to 97.5 % found (the own error of the simulation: 0.9 %)."""
     skill = (1.0, 1.15)
     a, b = simulate(np.random.default_rng(0), 400_000, skill)
     truth = 100 * (b.miou() - a.miou())
