@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from nota_seg.cli import (
+    compare,
     convert,
     data,
     demo,
@@ -51,6 +52,7 @@ app.command("finetune")(finetune.finetune)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("flops")(flops.flops)
+app.command("compare")(compare.compare)
 app.command("convert")(convert.convert)
 app.command("new")(new.new)
 app.add_typer(data.app, name="data")

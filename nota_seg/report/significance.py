@@ -56,28 +56,29 @@ class Verdict:
 
     @property
     def significant(self) -> bool:
-        return self.p < 1 - self.level
+        """Over the pictures, and over the seeds where these were tested."""
+        return self.p < 1 - self.level and (self.p_seeds is None or self.p_seeds < 1 - self.level)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def sentence(self, a: str, b: str) -> str:
         """`B is better than A by 0.8 ± 0.5 mIoU, p = 0.01`."""
-        size = f"{abs(self.difference):.1f} ± {self.margin:.1f} mIoU, {format_p(self.p, self.samples)}"
-        if not self.significant:
-            text = f"{b} and {a} cannot be told apart: {self.difference:+.1f} ± {self.margin:.1f} mIoU, "
-            text += format_p(self.p, self.samples)
-        elif self.difference > 0:
-            text = f"{b} is better than {a} by {size}"
-        else:
-            text = f"{b} is worse than {a} by {size}"
-        return text + (f" ({format_p(self.p_seeds)} over seeds)" if self.p_seeds is not None else "")
+        size = f"{abs(self.difference):.1f} ± {self.margin:.1f} mIoU, {format_p(self.p)}"
+        over_seeds = f"{format_p(self.p_seeds)} over seeds" if self.p_seeds is not None else ""
+        if self.significant:
+            how = "better" if self.difference > 0 else "worse"
+            return f"{b} is {how} than {a} by {size}" + (f", {over_seeds}" if over_seeds else "")
+        if self.p < 1 - self.level:
+            how = "above" if self.difference > 0 else "below"
+            return f"{b} is {how} {a} by {size} with these weights, but within the spread of the seeds ({over_seeds})"
+        text = f"{b} and {a} cannot be told apart: {self.difference:+.1f} ± {self.margin:.1f} mIoU, {format_p(self.p)}"
+        return text + (f", {over_seeds}" if over_seeds else "")
 
 
-def format_p(p: float, samples: int | None = None) -> str:
-    """`p = 0.01`; below what the number of samples can show, `p < ...`."""
-    least = max(1e-4, 2 / samples if samples else 0)
-    return f"p < {least:.1g}" if p < least else f"p = {p:.2g}"
+def format_p(p: float | None) -> str:
+    """`p = 0.01`."""
+    return "" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
 def check_alike(runs: Sequence[PictureCounts], names: Sequence[str]) -> None:

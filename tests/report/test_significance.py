@@ -96,6 +96,8 @@ def test_seeds_are_averaged_and_tested() -> None:
     expected = 50 * (b.miou() + better.miou() - a.miou() - worse.miou())
     assert found.difference == pytest.approx(expected)
     assert found.p_seeds is not None and 0 < found.p_seeds < 1 and "over seeds" in found.sentence("A", "B")
+    noisy = dataclasses.replace(found, difference=2.0, low=1.5, high=2.5, p=1e-4, p_seeds=0.4)
+    assert not noisy.significant and "within the spread of the seeds (p = 0.4 over seeds)" in noisy.sentence("A", "B")
 
 
 @pytest.mark.parametrize(
