@@ -178,7 +178,7 @@ def short_p(found: Verdict | None) -> str:
 
 def table(result: Comparison) -> tuple[list[str], list[list[str]]]:
     """Head and cells for people."""
-    latencies = [s for s in result.settings]
+    latencies = result.settings
     segmentation = result.score == "miou"
     head = ["model", "params M", "GMACs", *(f"p50 ms ({s})" for s in latencies), result.score_name]
     head += ["mAcc", "aAcc", "boundary", f"against {result.baseline.name}", "p"] if segmentation else []

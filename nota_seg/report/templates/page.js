@@ -71,7 +71,7 @@ function extent(values, pad) {
 }
 
 // Axes of a plot: returns the two scales and the group to draw in.
-function axes(holder, { x, y, height = 300, xLabel, yLabel, left = 46 }) {
+function axes(holder, { x, y, height = 300, xLabel, yLabel, left = 56 }) {
   holder.textContent = "";
   const width = Math.max(240, holder.clientWidth), bottom = 40, top = 10, right = 14;
   const root = svg("svg", { class: "plot", width, height, viewBox: `0 0 ${width} ${height}`, role: "group" }, holder);
