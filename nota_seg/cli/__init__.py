@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from nota_seg.cli import (
+    ablate,
     compare,
     convert,
     data,
@@ -25,6 +26,7 @@ from nota_seg.cli import (
     new,
     predict,
     pretrain,
+    report,
 )
 from util.errors import InputError
 
@@ -52,8 +54,11 @@ app.command("finetune")(finetune.finetune)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("flops")(flops.flops)
+app.command("ablate")(ablate.ablate)
 app.command("compare")(compare.compare)
 app.command("convert")(convert.convert)
+app.command("report")(report.report)
+app.command("push")(report.push)
 app.command("new")(new.new)
 app.add_typer(data.app, name="data")
 
