@@ -61,6 +61,7 @@ def push(
             size = len(content) if isinstance(content, bytes) else content.stat().st_size
             print(f"{size:>12,}  {repo_id}/{name}")
         return
+    import httpx
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     try:
@@ -73,6 +74,6 @@ def push(
             raise InputError(f"the hub refused ({code}): set HF_TOKEN to a token that may write to {repo_id}") from None
         print(f"error: the hub answered: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(1) from None
-    except (OfflineModeIsEnabled, OSError) as error:
+    except (OfflineModeIsEnabled, httpx.TransportError, OSError) as error:
         print(f"error: no connection to the hub: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(1) from None

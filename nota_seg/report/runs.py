@@ -25,6 +25,10 @@ SCORE_NAMES = {"miou": "mIoU", "top1": "top-1"}
 METRICS = ("config.yaml", "run.json", "metrics.jsonl", "eval.json", "eval.npz", "flops.json", "latency-*.json", SUMMARY)
 
 
+# Keys of a measurement that tell it from others on the same card.
+SETTING = ("runtime", "batch_size", "batch", "size", "precision", "threads")
+
+
 @dataclass(frozen=True)
 class Latency:
     """The time of one picture batch, milliseconds. Only numbers with the same `setting` may stand beside each other."""
@@ -178,7 +182,8 @@ def load_runs(words: Sequence[str | Path]) -> list[Run]:
     for word in map(str, words):
         name, equals, rest = word.partition("=")
         named.append((name, Path(rest)) if equals and not Path(word).exists() else (None, Path(word)))
-    names = [given or short for (given, _), short in zip(named, _short_names([p for _, p in named]), strict=True)]
+    short = iter(_short_names([path for given, path in named if given is None]))
+    names = [given or next(short) for given, _ in named]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"two runs are called {name!r}: give each once, or name them as NAME=PATH")
@@ -215,13 +220,13 @@ def _measurements(value: Any, card: str, context: dict[str, Any], key: str = "")
             yield from _measurements(one, card, context, key)
     if not isinstance(value, dict):
         return
-    known = {k: value[k] for k in ("runtime", "batch_size", "batch", "size", "precision", "threads") if k in value}
+    known = {k: value[k] for k in SETTING if k in value}
     context = context | known
     median = value.get("p50_ms", value.get("p50"))
     if isinstance(median, int | float) and key not in ("parts", "by_part", "split"):
         if "runtime" not in context and key:
             context["runtime"] = key
-        setting = ", ".join([card, *(_show(k, v) for k, v in context.items() if v is not None)])
+        setting = ", ".join([card, *(_show(k, context[k]) for k in SETTING if context.get(k) is not None)])
         tail = value.get("p90_ms", value.get("p90"))
         yield Latency(card, setting, float(median), float(tail) if isinstance(tail, int | float) else None)
         return

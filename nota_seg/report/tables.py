@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from nota_seg.report.compare import difference, number, short_p, spread
@@ -34,6 +35,8 @@ def _legend(result: Comparison) -> str:
     text = f"Cost at {'x'.join(map(str, result.size))} pixels."
     if seeds > 1:
         text += f" {result.score_name}: mean and standard deviation over {seeds} seeds."
+    if seeds == 1 and len(result.runs) > 1:
+        text += " One seed each: another one may turn small differences."
     if result.verdicts:
         pictures = next(iter(result.verdicts.values())).pictures
         text += (
@@ -77,4 +80,5 @@ def latex(result: Comparison, *, caption: str | None = None) -> str:
 
 
 def _escape(text: str) -> str:
-    return "".join(_ESCAPES.get(c, c) for c in text)
+    text = "".join(_ESCAPES.get(c, c) for c in text)
+    return re.sub(r"^[+-](?=\d)", lambda sign: f"${sign[0]}$", text)

@@ -30,6 +30,13 @@ OPTIONS = {
     "predict": {"--pretrain", "--output-dir", "--device", "--gpu", "--overwrite"},
     "flops": {"--model", "--pretrain", "--size", "--num-classes", "--set", "--json"},
     "convert": {"--model", "--num-classes", "--task", "--set", "--overwrite"},
+    "compare": {
+        "--output-dir", "--size", "--samples", "--seed", "--title", "--data-dir", "--pair", "--pictures", "--limit",
+        "--export-metrics", "--device", "--gpu", "--overwrite",
+    },
+    "ablate": {"--output-dir", "--device", "--gpu", "--resume", "--overwrite"},
+    "report": {"--output", "--size", "--overwrite"},
+    "push": {"--private", "--message", "--dry-run"},
     "new": set(),
     "data": set(),
 }  # fmt: skip
@@ -72,6 +79,10 @@ def test_every_verb_helps_with_an_example(verb: str, capsys: pytest.CaptureFixtu
         ["data", "verify", "nowhere"],
         ["data", "download", "imagenet"],
         ["convert", "nowhere", "x", "--model", "segformer-b0"],
+        ["compare", "nowhere"],
+        ["ablate", "nowhere.yaml", "--output-dir", "x"],
+        ["report", "nowhere"],
+        ["push", "nowhere", "me/name", "--dry-run"],
     ],
     ids=" ".join,
 )
