@@ -62,7 +62,7 @@ def compare(
         result.pair = _pair(pair, result)
         _add_overlays(result, data_dir, pictures, limit, device)
     print(verb.format_table(*verb.table(result)))
-    for line in result.sentences():
+    for line in filter(None, [*result.sentences(), result.caveat()]):
         print(line)
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)

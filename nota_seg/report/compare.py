@@ -67,6 +67,12 @@ class Comparison:
         found = ((run.name, self.verdict(run)) for run in self.runs[1:])
         return [one.sentence(self.baseline.name, name) for name, one in found if one is not None]
 
+    def caveat(self) -> str | None:
+        """What the verdicts cannot know."""
+        if self.sentences() and all(len(run.seeds) == 1 for run in self.runs):
+            return "One seed each: the verdicts are on these weights, another seed may turn small differences."
+        return None
+
     def config_rows(self) -> list[tuple[str, list[str]]]:
         """Keys whose values are not the same in all runs, with the value of each run."""
         configs = [run.first.config for run in self.runs]

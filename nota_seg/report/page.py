@@ -44,6 +44,8 @@ def render(result: Comparison, *, title: str | None = None) -> str:
         result=result,
         rows=_rows(result),
         sentences=result.sentences(),
+        caveat=result.caveat(),
+        abouts={s: next(r.latencies[s].about for r in result.runs if s in r.latencies) for s in result.settings},
         matrix=_matrix(result),
         facts={
             "data": Path(str(base.first.config.get("data", {}).get("path", ""))).name,
@@ -112,15 +114,15 @@ def _rows(result: Comparison) -> list[dict[str, Any]]:
     for run in result.runs:
         price, found = result.costs[run.name], result.verdict(run)
         params, macs = (price[k] / d if price else None for k, d in (("params", 1e6), ("macs", 1e9)))
-        cells = [(number(params), params), (number(macs), macs)]
+        cells = [(spread(run.mean, run.std), run.mean)]
+        if result.score == "miou":
+            cells += [(difference(found), found.difference if found else None)]
+            cells += [(short_p(found), found.p if found else None)]
+            cells += [(number(v), v) for v in (run.number(k) for k in ("macc", "aacc", "boundary_iou"))]
+        cells += [(number(params), params), (number(macs), macs)]
         for setting in result.settings:
             time_ = result.latency(run, setting)
             cells.append((number(time_.p50 if time_ else None, 1), time_.p50 if time_ else None))
-        cells.append((spread(run.mean, run.std), run.mean))
-        if result.score == "miou":
-            cells += [(number(v), v) for v in (run.number(k) for k in ("macc", "aacc", "boundary_iou"))]
-            cells += [(difference(found), found.difference if found else None)]
-            cells += [(short_p(found), found.p if found else None)]
         rows.append({"name": run.name, "seeds": len(run.seeds), "cells": cells, "best": run.mean == best})
     return rows
 

@@ -37,6 +37,7 @@ class Latency:
     setting: str  # card, runtime, batch, size: for people, and the key to compare by
     p50: float
     p90: float | None
+    about: str  # the card, for people
 
 
 @dataclass
@@ -211,10 +212,12 @@ def read_latencies(folder: Path) -> Iterator[Latency]:
         card = value.get("card", {}) if isinstance(value, dict) else {}
         if not isinstance(card, dict) or "id" not in card:
             raise InputError(f"{file} has no device card: write it with `nota-seg latency`")
-        yield from _measurements(value, str(card["id"]), {})
+        about = ", ".join(str(card[k]) for k in ("gpu", "processor") if card.get(k))
+        about += f", {card['threads']} threads" if card.get("threads") else ""
+        yield from _measurements(value, (str(card["id"]), about), {})
 
 
-def _measurements(value: Any, card: str, context: dict[str, Any], key: str = "") -> Iterator[Latency]:
+def _measurements(value: Any, card: tuple[str, str], context: dict[str, Any], key: str = "") -> Iterator[Latency]:
     if isinstance(value, list):
         for one in value:
             yield from _measurements(one, card, context, key)
@@ -226,9 +229,10 @@ def _measurements(value: Any, card: str, context: dict[str, Any], key: str = "")
     if isinstance(median, int | float) and key not in ("parts", "by_part", "split"):
         if "runtime" not in context and key:
             context["runtime"] = key
-        setting = ", ".join([card, *(_show(k, context[k]) for k in SETTING if context.get(k) is not None)])
+        setting = ", ".join([card[0], *(_show(k, context[k]) for k in SETTING if context.get(k) is not None)])
         tail = value.get("p90_ms", value.get("p90"))
-        yield Latency(card, setting, float(median), float(tail) if isinstance(tail, int | float) else None)
+        p90 = float(tail) if isinstance(tail, int | float) else None
+        yield Latency(card[0], setting, float(median), p90, card[1])
         return
     for name, inner in value.items():
         if name not in ("card", "parts", "by_part", "split"):

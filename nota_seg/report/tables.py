@@ -35,14 +35,12 @@ def _legend(result: Comparison) -> str:
     text = f"Cost at {'x'.join(map(str, result.size))} pixels."
     if seeds > 1:
         text += f" {result.score_name}: mean and standard deviation over {seeds} seeds."
-    if seeds == 1 and len(result.runs) > 1:
-        text += " One seed each: another one may turn small differences."
     if result.verdicts:
         pictures = next(iter(result.verdicts.values())).pictures
         text += (
             f" Difference to {result.baseline.name} with its 95 % interval: paired bootstrap over {pictures} pictures."
         )
-    return text
+    return f"{text} {result.caveat() or ''}".rstrip()
 
 
 def _best(result: Comparison) -> int | None:

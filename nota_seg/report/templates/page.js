@@ -23,7 +23,7 @@ const DASHES = ["", "6 3", "2 3", "8 3 2 3"];
 
 function mark(parent, i, x, y, r = 5) {
   const shape = data.markers[i % data.markers.length];
-  const style = { style: `fill:${colour(i)}`, transform: `translate(${x} ${y})` };
+  const style = { style: `fill:${colour(i)};stroke:var(--paper);stroke-width:1`, transform: `translate(${x} ${y})` };
   if (shape === "circle") return svg("circle", { ...style, r }, parent);
   const paths = {
     square: `M${-r} ${-r}H${r}V${r}H${-r}Z`,
