@@ -25,10 +25,6 @@ SCORE_NAMES = {"miou": "mIoU", "top1": "top-1"}
 METRICS = ("config.yaml", "run.json", "metrics.jsonl", "eval.json", "eval.npz", "flops.json", "latency-*.json", SUMMARY)
 
 
-# Keys of a measurement that tell it from others on the same card.
-SETTING = ("runtime", "batch_size", "batch", "size", "precision", "threads")
-
-
 @dataclass(frozen=True)
 class Latency:
     """The time of one picture batch, milliseconds. Only numbers with the same `setting` may stand beside each other."""
@@ -206,43 +202,24 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def read_latencies(folder: Path) -> Iterator[Latency]:
-    """What `nota-seg latency` wrote in a run's folder: every measurement in it, wherever it stands in the file."""
+    """What `nota-seg latency` wrote in a run's folder.
+
+    Raises:
+        InputError: A file without a device card: its numbers can stand beside no others.
+    """
     for file in sorted(folder.glob("latency-*.json")):
         value = read_json(file)
-        card = value.get("card", {}) if isinstance(value, dict) else {}
+        card = value.get("card") if isinstance(value, dict) else None
         if not isinstance(card, dict) or "id" not in card:
             raise InputError(f"{file} has no device card: write it with `nota-seg latency`")
         about = ", ".join(str(card[k]) for k in ("gpu", "processor") if card.get(k))
-        about += f", {card['threads']} threads" if card.get("threads") else ""
-        yield from _measurements(value, (str(card["id"]), about), {})
-
-
-def _measurements(value: Any, card: tuple[str, str], context: dict[str, Any], key: str = "") -> Iterator[Latency]:
-    if isinstance(value, list):
-        for one in value:
-            yield from _measurements(one, card, context, key)
-    if not isinstance(value, dict):
-        return
-    known = {k: value[k] for k in SETTING if k in value}
-    context = context | known
-    median = value.get("p50_ms", value.get("p50"))
-    if isinstance(median, int | float) and key not in ("parts", "by_part", "split"):
-        if "runtime" not in context and key:
-            context["runtime"] = key
-        setting = ", ".join([card[0], *(_show(k, context[k]) for k in SETTING if context.get(k) is not None)])
-        tail = value.get("p90_ms", value.get("p90"))
-        p90 = float(tail) if isinstance(tail, int | float) else None
-        yield Latency(card[0], setting, float(median), p90, card[1])
-        return
-    for name, inner in value.items():
-        if name not in ("card", "parts", "by_part", "split"):
-            yield from _measurements(inner, card, context, name)
-
-
-def _show(key: str, value: Any) -> str:
-    if key == "size":
-        return "x".join(map(str, value)) if isinstance(value, list) else str(value)
-    return str(value) if key in ("runtime", "precision") else f"{key.removesuffix('_size')} {value}"
+        about += f", {card['threads']} thread{'s' * (card['threads'] > 1)}" if card.get("threads") else ""
+        for one in value.get("measurements", []):
+            words = [card["id"], one.get("runtime"), f"batch {one.get('batch_size', 1)}"]
+            words += ["x".join(map(str, one["size"]))] if one.get("size") else []
+            words += [one["precision"]] if one.get("precision") not in (None, "no") else []
+            setting = ", ".join(str(word) for word in words if word)
+            yield Latency(str(card["id"]), setting, one["p50"], one.get("p90"), about)
 
 
 def export_metrics(runs: Iterable[Run], destination: Path, *, overwrite: bool = False) -> list[Path]:

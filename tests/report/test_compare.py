@@ -59,8 +59,9 @@ def make_run(folder: Path, quality: float, *, seed: int = 0, pictures: int = 30,
 
 
 def add_latency(folder: Path, card: str, p50: float) -> None:
-    result = {"card": {"id": card, "processor": "some"}, "size": [512, 512], "batch_size": 1,
-              "runtimes": {"eager": {"p50": p50, "p90": p50 * 1.1, "parts": {"encoder": {"p50": 1.0}}}}}  # fmt: skip
+    one = {"runtime": "eager", "size": [512, 512], "batch_size": 1, "precision": "no", "p50": p50, "p90": p50 * 1.1,
+           "parts": {"encoder": {"p50": 1.0, "share": 0.5}}}  # fmt: skip
+    result = {"card": {"id": card, "processor": "some"}, "measurements": [one]}
     (folder / f"latency-{card}.json").write_text(json.dumps(result))
 
 
@@ -137,7 +138,7 @@ def test_cards_are_never_mixed(runs: list[Path]) -> None:
 
     times = [axis for axis in cost_axes(result) if axis[0].startswith("pareto-latency")]
     assert [axis[2] for axis in times] == [[None, 1.0, 2.0]]
-    (runs[0] / "latency-x.json").write_text('{"p50": 3}')
+    (runs[0] / "latency-x.json").write_text('{"measurements": [{"p50": 3}]}')
     with pytest.raises(InputError, match="no device card"):
         load_runs(runs)
 
