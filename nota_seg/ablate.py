@@ -137,9 +137,9 @@ def variants_of(spec: AblateSpec) -> list[Variant]:
     for variant in found:
         sets = [f"{k}={json.dumps(v)}" for k, v in {**spec.finetune.get("set", {}), **variant.sets}.items()]
         try:
-            section = build(FinetuneConfig, options={"model.name": variant.model}, sets=sets).model
-            if ":" not in section.name:  # models of other libraries have no configuration of ours
-                create_config(section.name, **section.overrides())
+            net = build(FinetuneConfig, options={"model.name": variant.model}, sets=sets).model
+            if ":" not in net.name:  # models of other libraries have no configuration of ours
+                create_config(net.name, **chosen.overrides())
         except InputError as error:
             raise InputError(f"variant {variant.label!r}: {error}") from None
     return found

@@ -68,7 +68,7 @@ def evaluate(
         progress.say(f"protocol: {protocol.as_dict()}")
         result = run(
             model, source, split, protocol, device=torch_dev, batch_size=batch_size, workers=workers, limit=limit,
-            progress=progress, on_picture=lambda *seen: counts.append(count_picture(*seen, source.num_labels)),
+            progress=progress, on_picture=lambda name, found, truth: counts.append(count_picture(name, found, truth, source.num_labels)),
         )  # fmt: skip
     if json is not None and str(json) != "-":
         write_json(json, result)

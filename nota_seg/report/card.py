@@ -128,6 +128,7 @@ def metadata(run: SeedRun, chain: Sequence[Source], model: str) -> ModelCardData
         )
         for key, kind, label in keys if evaluation.get(key) is not None
     ]  # fmt: skip
+    scored: dict[str, Any] = {"model_name": f"{model}-{_identifier(name)}", "eval_results": results} if results else {}
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=task,
@@ -135,7 +136,7 @@ def metadata(run: SeedRun, chain: Sequence[Source], model: str) -> ModelCardData
         license="other" if bound else None,
         license_name=bound,
         metrics=[r.metric_type for r in results] or None,
-        **({"model_name": f"{model}-{_identifier(name)}", "eval_results": results} if results else {}),
+        **scored,
     )
 
 

@@ -131,5 +131,5 @@ def data_uri(picture: np.ndarray, width: int = WIDTH) -> str:
 def protocol_from(value: dict[str, Any] | None) -> Protocol:
     """The protocol that an evaluation was done with, from its JSON."""
     known = set(Protocol.__dataclass_fields__)
-    chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in (value or {}).items() if k in known}
+    chosen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (value or {}).items() if k in known}
     return Protocol(**chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ def draw(result: Comparison, folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, label, values in cost_axes(result):
-        save(name, lambda axes, values=values, label=label: _pareto(axes, result, values, label))
+        save(name, partial(_pareto, result=result, values=values, label=label))
     curves = [run.first.curve("val", result.score) for run in result.runs]
     if any(len(c) > 1 for c in curves):
         save("learning-curves", lambda axes: _curves(axes, result))
