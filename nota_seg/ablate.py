@@ -139,7 +139,7 @@ def variants_of(spec: AblateSpec) -> list[Variant]:
         try:
             net = build(FinetuneConfig, options={"model.name": variant.model}, sets=sets).model
             if ":" not in net.name:  # models of other libraries have no configuration of ours
-                create_config(net.name, **chosen.overrides())
+                create_config(net.name, **net.overrides())
         except InputError as error:
             raise InputError(f"variant {variant.label!r}: {error}") from None
     return found
