@@ -87,12 +87,12 @@ def _pareto(axes: Any, result: Comparison, values: Sequence[float | None], label
         if x is None or run.mean is None:
             continue
         points.append((x, run.mean))
-        axes.errorbar(x, run.mean, yerr=run.std, capsize=2, markersize=5, linestyle="", **look(i))
-        axes.annotate(run.name, (x, run.mean), xytext=(5, 4), textcoords="offset points", fontsize=6.5)
+        axes.errorbar(x, run.mean, yerr=run.std, capsize=2, markersize=5, linestyle="", label=run.name, **look(i))
     front = pareto_front(points)
     axes.step([p[0] for p in front], [p[1] for p in front], where="post", color="0.6", linewidth=0.8, zorder=0)
     axes.set(xlabel=label, ylabel=f"{result.score_name}, %")
-    axes.margins(x=0.2, y=0.15)
+    axes.margins(x=0.12, y=0.12)
+    _legend(axes)
 
 
 def _curves(axes: Any, result: Comparison) -> None:
@@ -103,7 +103,12 @@ def _curves(axes: Any, result: Comparison) -> None:
             name = run.name if k == 0 else None
             axes.plot(steps, values, color=look(i)["color"], linestyle=DASHES[i % 4], linewidth=1, label=name)
     axes.set(xlabel="optimiser steps", ylabel=f"validation {result.score_name}, %")
-    axes.legend(fontsize=6.5)
+    _legend(axes)
+
+
+def _legend(axes: Any) -> None:
+    """Below the plot: names are long, and beside points they would cover each other."""
+    axes.figure.legend(loc="outside lower center", ncols=2, fontsize=6.5, handletextpad=0.4, columnspacing=1.2)
 
 
 def _forest(axes: Any, result: Comparison) -> None:

@@ -147,7 +147,7 @@ function curves(holder, key, label) {
 
 function forest(holder) {
   const some = runs.map((run, i) => ({ run, i })).filter(p => p.run.difference);
-  const left = Math.min(190, 14 + 7 * Math.max(...some.map(p => p.run.name.length)));
+  const left = Math.min(300, 16 + 6.8 * Math.max(...some.map(p => p.run.name.length)));
   const narrow = holder.clientWidth < 480, row = narrow ? 46 : 34;
   const plot = axes(holder, { x: extent([0, ...some.flatMap(p => p.run.difference)], 0.08), y: [0, 1], height: 54 + row * some.length, xLabel: `${data.score}, points`, left: narrow ? 14 : left });
   plot.root.querySelectorAll(".grid, text[text-anchor=end]").forEach(node => node.remove());
