@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from nota_seg.models.pixels import normalise
 from nota_seg.training.loop import quiet_worker, to_device
 from nota_seg.training.runs import run
 from util.errors import InputError
+from util.files import write_json
 from util.progress import Progress
 from util.run_folder import RunFolder
 
@@ -27,8 +29,8 @@ class ClassificationTask:
 
     score = "top1"
 
-    def __init__(self, config: PretrainConfig, accelerator: Accelerator, source: ImageSource) -> None:
-        self.config = config
+    def __init__(self, config: PretrainConfig, folder: Path, accelerator: Accelerator, source: ImageSource) -> None:
+        self.config, self.folder = config, folder
         Progress(0, "", enabled=accelerator.is_main_process).say(source.describe())
         for split in ("train", "val"):
             if not source.splits.get(split):
@@ -95,6 +97,9 @@ class ClassificationTask:
         count, top1, top5, loss_sum = counts.tolist()
         return {"top1": top1 / count, "top5": top5 / count, "loss": loss_sum / count, "images": int(count)}
 
+    def keep(self, result: dict[str, Any]) -> None:
+        write_json(self.folder / "eval.json", result)
+
 
 def pretrain(
     config: PretrainConfig, folder: RunFolder, *, resume: bool = False, overwrite: bool = False, cpu: bool = False
@@ -103,6 +108,6 @@ def pretrain(
     source = open_images(config.data.path, limit_per_class=config.data.limit_per_class)
 
     def make_task(accelerator: Accelerator) -> ClassificationTask:
-        return ClassificationTask(config, accelerator, source)
+        return ClassificationTask(config, folder.path, accelerator, source)
 
     return run(config, folder, make_task, phase="pretrain", resume=resume, overwrite=overwrite, cpu=cpu)

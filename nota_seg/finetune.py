@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from nota_seg.config import EvalSection, FinetuneConfig
@@ -27,11 +28,12 @@ from nota_seg.models.checkpoints import load_checkpoint
 from nota_seg.models.configuration import NotaSegConfig
 from nota_seg.models.losses import upsampled_cross_entropy
 from nota_seg.models.pixels import normalise
+from nota_seg.picture_counts import PictureCounts, Row, count_picture
 from nota_seg.training.loop import Interrupted
 from nota_seg.training.losses import WeightedSum
 from nota_seg.training.runs import run
 from util.errors import InputError
-from util.files import write_text
+from util.files import write_json, write_text
 from util.images import write_png
 from util.palettes import colourise, grid, palette
 from util.progress import Progress
@@ -89,11 +91,14 @@ class SegmentationTask:
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator, step: int) -> dict[str, Any]:
         rows: list[list[np.ndarray]] = []
+        counts: list[Row] = []
+        shown = self.config.eval.grid if accelerator.is_main_process else 0
         colours = palette(self.source.num_labels)
         position = {name: i for i, name in enumerate(self.source.names("val"))}
 
-        def keep(name: str, prediction: np.ndarray, label: np.ndarray) -> None:
-            if len(rows) < self.config.eval.grid:
+        def look(name: str, prediction: np.ndarray, label: np.ndarray) -> None:
+            counts.append(count_picture(name, prediction, label, self.source.num_labels))
+            if len(rows) < shown:
                 image, _ = self.source.read("val", position[name])
                 rows.append([image, colourise(label, colours), colourise(prediction, colours)])
 
@@ -109,13 +114,20 @@ class SegmentationTask:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             reduce=lambda t: accelerator.reduce(t, "sum"),
-            on_picture=keep if accelerator.is_main_process and self.config.eval.grid else None,
+            on_picture=look,
         )
+        everywhere = gather_object(counts) if accelerator.num_processes > 1 else counts
+        self.rows = sorted(everywhere, key=lambda row: position[row[0]])
         if accelerator.is_main_process:
             if rows:
                 write_png(self.folder / "predictions" / f"step-{step}.png", grid(rows))
             write_text(self.folder / "predictions" / f"step-{step}.txt", format_table(result))
         return result
+
+    def keep(self, result: dict[str, Any]) -> None:
+        """`eval.json` and `eval.npz`, as `nota-seg eval --json` writes them: what `compare` reads."""
+        write_json(self.folder / "eval.json", result)
+        PictureCounts.collect(self.rows, self.source.class_names, result["protocol"]).save(self.folder / "eval.npz")
 
 
 def build_model(config: FinetuneConfig, source: SegmentationSource, say: Any) -> nn.Module:

@@ -13,11 +13,12 @@ FILES = sorted(f for package in ("nota_seg", "imagenet_pretrain", "util") for f 
 # Layers of nota_seg from the ground up; a module may import its own layer and those below.
 LAYERS = [
     ("nota_seg.models",),
-    ("nota_seg.config", "nota_seg.metrics", "nota_seg.catalogue", "nota_seg.scaffold"),
+    ("nota_seg.config", "nota_seg.metrics", "nota_seg.picture_counts", "nota_seg.catalogue", "nota_seg.scaffold"),
     ("nota_seg.data", "nota_seg.training", "nota_seg.inference"),
     ("nota_seg.evaluate", "nota_seg.flops"),
     ("nota_seg.predict", "nota_seg.finetune", "nota_seg.ensemble", "nota_seg.pseudo_label"),
-    ("nota_seg.demo", "nota_seg.pseudo_loop"),
+    ("nota_seg.report",),
+    ("nota_seg.ablate", "nota_seg.demo", "nota_seg.pseudo_loop"),
     ("nota_seg.cli",),
 ]
 

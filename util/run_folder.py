@@ -31,7 +31,10 @@ PACKAGES = (
     "numpy",
 )
 # Everything a run writes: `--overwrite` removes these and nothing else.
-CONTENTS = ("config.yaml", "run.json", "metrics.jsonl", "last", "best", "last.pth", "best.pth", "predictions", "logs")
+CONTENTS = (
+    "config.yaml", "run.json", "metrics.jsonl", "last", "best", "last.pth", "best.pth", "predictions", "logs",
+    "eval.json", "eval.npz", "flops.json", "README.md",
+)  # fmt: skip
 
 
 class RunFolder:
@@ -69,7 +72,11 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         sweep_partial(self.path)
         if overwrite:
-            for entry in [*(self.path / name for name in CONTENTS), *self.path.glob("checkpoint-*")]:
+            for entry in [
+                *(self.path / name for name in CONTENTS),
+                *self.path.glob("checkpoint-*"),
+                *self.path.glob("latency-*.json"),
+            ]:
                 if entry.is_dir():
                     shutil.rmtree(entry)
                 else:

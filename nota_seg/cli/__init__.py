@@ -14,6 +14,8 @@ from typing import Any
 import typer
 
 from nota_seg.cli import (
+    ablate,
+    compare,
     convert,
     data,
     demo,
@@ -25,6 +27,7 @@ from nota_seg.cli import (
     predict,
     pretrain,
     pseudo_loop,
+    report,
     submit,
 )
 from util.errors import InputError
@@ -53,10 +56,14 @@ app.command("finetune")(finetune.finetune)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("flops")(flops.flops)
+app.command("ablate")(ablate.ablate)
+app.command("compare")(compare.compare)
 app.command("convert")(convert.convert)
 app.command("pseudo-loop")(pseudo_loop.pseudo_loop)
 app.command("submit")(submit.submit)
 app.command("ensemble")(submit.ensemble)
+app.command("report")(report.report)
+app.command("push")(report.push)
 app.command("new")(new.new)
 app.add_typer(data.app, name="data")
 

@@ -30,6 +30,10 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Of everything random."
 Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Only algorithms that give the same bits every time; slower on a GPU.")
 ]
+Seeds = Annotated[
+    int | None,
+    typer.Option("--seeds", min=1, help="Run that many seeds, in seed-0/, seed-1/, ...; mean and deviation."),
+]
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Optimiser steps; counts instead of epochs.")]
 
 
@@ -148,12 +152,25 @@ def train(
     cpu: bool,
     resume: bool,
     overwrite: bool,
+    seeds: int | None = None,
 ) -> None:
     """Run one phase of training, `task`, and print its result; `output` is the folder with the name of its option."""
     from nota_seg.training.runs import resolve
+    from nota_seg.training.seeds import run_seeds
     from util.run_folder import RunFolder
 
     quiet_libraries()
+    if seeds is not None:
+        summary = run_seeds(
+            config_class, task, output[1], seeds,
+            options=options, sets=sets or [], file=file, cpu=cpu, resume=resume, overwrite=overwrite,
+            is_main=is_main_process(),
+        )  # fmt: skip
+        if is_main_process():
+            print_json({**summary, output[0]: str(output[1])})
+        if summary["failed"]:
+            raise typer.Exit(1)
+        return
     folder = RunFolder(output[1])
     config = resolve(
         config_class, folder, options=options, sets=sets or [], file=file, resume=resume, overwrite=overwrite

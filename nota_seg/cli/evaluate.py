@@ -38,7 +38,11 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 2,
     limit: Annotated[int | None, typer.Option(min=1, help="The first N pictures only.")] = None,
     json: Annotated[
-        Path | None, typer.Option("--json", help="Write the result here; `-` for stdout instead of the table.")
+        Path | None,
+        typer.Option(
+            "--json",
+            help="Write the result here, what each picture adds to it beside it (.npz); `-`: to stdout instead of the table.",
+        ),
     ] = None,
     deterministic: Deterministic = False,
     device: Device = None,
@@ -53,6 +57,7 @@ def evaluate(
     from nota_seg.evaluate import format_table
     from nota_seg.inference import Protocol
     from nota_seg.models.loading import load_model
+    from nota_seg.picture_counts import PictureCounts, Row, count_picture
     from util.files import write_json
     from util.progress import Progress
     from util.seed import deterministic as make_deterministic
@@ -74,15 +79,17 @@ def evaluate(
     )  # fmt: skip
     source = open_source(data_dir)
     total = source.splits.get(split, 0)
+    counts: list[Row] = []
     with Progress(total if limit is None else min(limit, total), "evaluating") as progress:
         progress.say(source.describe())
         progress.say(f"protocol: {protocol.as_dict()}")
         result = run(
             model, source, split, protocol, device=torch_dev, batch_size=batch_size, workers=workers, limit=limit,
-            progress=progress,
+            progress=progress, on_picture=lambda name, found, truth: counts.append(count_picture(name, found, truth, source.num_labels)),
         )  # fmt: skip
     if json is not None and str(json) != "-":
         write_json(json, result)
+        PictureCounts.collect(counts, source.class_names, result["protocol"]).save(json.with_suffix(".npz"))
     if json is not None and str(json) == "-":
         print_json(result)
     else:

@@ -15,6 +15,7 @@ from nota_seg.cli.common import (
     Overwrite,
     Resume,
     Seed,
+    Seeds,
     Set,
     choose_devices,
     is_main_process,
@@ -44,6 +45,7 @@ def finetune(
         float | None, typer.Option(help="Of the encoder; the decoder's is 10 times that.  [default: 6e-5]")
     ] = None,
     seed: Seed = None,
+    seeds: Seeds = None,
     config: ConfigFile = None,
     set_: Set = None,
     deterministic: Deterministic = False,
@@ -86,5 +88,5 @@ def finetune(
         return
     train(
         FinetuneConfig, run, ("save_path", save_path), options,
-        sets=set_, file=config, cpu=cpu, resume=resume, overwrite=overwrite,
+        sets=set_, file=config, cpu=cpu, resume=resume, overwrite=overwrite, seeds=seeds,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nota_seg.cli.common import ConfigFile, Device, MaxSteps, Overwrite, Resume, Seed, Set, choose_devices, train
+from nota_seg.cli.common import ConfigFile, Device, MaxSteps, Overwrite, Resume, Seed, Seeds, Set, choose_devices, train
 
 
 def pretrain(
@@ -26,6 +26,7 @@ def pretrain(
         float | None, typer.Option(help="For 512 pictures a step; scaled by their number.  [default: 5e-4]")
     ] = None,
     seed: Seed = None,
+    seeds: Seeds = None,
     config: ConfigFile = None,
     set_: Set = None,
     device: Device = None,
@@ -52,5 +53,5 @@ def pretrain(
     }
     train(
         PretrainConfig, run, ("output_dir", output_dir), options,
-        sets=set_, file=config, cpu=cpu, resume=resume, overwrite=overwrite,
+        sets=set_, file=config, cpu=cpu, resume=resume, overwrite=overwrite, seeds=seeds,
     )  # fmt: skip

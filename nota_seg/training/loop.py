@@ -53,6 +53,9 @@ class Task(Protocol):
     def evaluate(self, model: nn.Module, accelerator: Accelerator, step: int) -> dict[str, Any]:
         """Scores of the validation set, the same in every process. Plain numbers are logged."""
 
+    def keep(self, result: dict[str, Any]) -> None:
+        """Write what is worth keeping of the last evaluation: it was the best so far. In the main process only."""
+
 
 class RunConfig(Protocol):
     train: TrainSection
@@ -214,6 +217,7 @@ def train(task: Task, config: Any, folder: RunFolder, accelerator: Accelerator, 
                     best = result[task.score]
                     if is_main:
                         save_model(judged, folder.path / "best", pth=getattr(config, "save_pth", False))
+                        task.keep({**result, "step": done})
 
             stop = agree(stopped(), accelerator)
             if done % checkpoint_every == 0 or done == total or stop:

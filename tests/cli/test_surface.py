@@ -18,12 +18,12 @@ OPTIONS = {
     "models": {"--family", "--json", "--markdown"},
     "pretrain": {
         "--data-path", "--output-dir", "--model", "--epochs", "--max-steps", "--batch-size", "--input-size", "--lr",
-        "--seed", "--config", "--set", "--device", "--gpu", "--resume", "--overwrite",
+        "--seed", "--seeds", "--config", "--set", "--device", "--gpu", "--resume", "--overwrite",
     },
     "finetune": {
         "--data-dir", "--save-path", "--output-dir", "--pretrain", "--model", "--epochs", "--max-steps", "--batch-size",
-        "--crop-size", "--lr", "--seed", "--config", "--set", "--deterministic", "--debug", "--device", "--gpu",
-        "--resume", "--overwrite",
+        "--crop-size", "--lr", "--seed", "--seeds", "--config", "--set", "--deterministic", "--debug",
+        "--device", "--gpu", "--resume", "--overwrite",
     },
     "pseudo-loop": {
         "--data-dir", "--unlabelled", "--test-json", "--output-dir", "--rounds", "--pretrain", "--model", "--epochs",
@@ -46,13 +46,20 @@ OPTIONS = {
         "--csv", "--output", "--pretrain", "--weight", "--test-json", "--size", "--scales", "--tta", "--crf",
         "--clean", "--images", "--device", "--gpu",
     },
+    "compare": {
+        "--output-dir", "--size", "--samples", "--seed", "--title", "--data-dir", "--pair", "--pictures", "--limit",
+        "--export-metrics", "--device", "--gpu", "--overwrite",
+    },
+    "ablate": {"--output-dir", "--device", "--gpu", "--resume", "--overwrite"},
+    "report": {"--output", "--size", "--overwrite"},
+    "push": {"--private", "--message", "--dry-run"},
     "new": set(),
     "data": set(),
 }  # fmt: skip
 
 _PASTING = {"--output-dir", "--count", "--start", "--add", "--form", "--images", "--seed"}
 DATA_OPTIONS = {
-    "verify": set(),
+    "verify": {"--data-dir", "--data-path"},
     "download": {"--output-dir", "--url", "--md5"},
     "kfold": {"--output-dir", "--folds", "--scheme", "--images", "--seed"},
     "stats": {"--json"},
@@ -128,6 +135,10 @@ def test_every_verb_helps_with_an_example(verb: str, capsys: pytest.CaptureFixtu
         ["ensemble", "--csv", "a.csv", "--pretrain", "run", "--output", "x.csv"],
         ["ensemble", "--pretrain", "run", "--output", "x.csv"],
         ["convert", "nowhere", "x", "--model", "segformer-b0"],
+        ["compare", "nowhere"],
+        ["ablate", "nowhere.yaml", "--output-dir", "x"],
+        ["report", "nowhere"],
+        ["push", "nowhere", "me/name", "--dry-run"],
     ],
     ids=" ".join,
 )

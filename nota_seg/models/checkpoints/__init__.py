@@ -18,7 +18,7 @@ from nota_seg.models.checkpoints.report import TransferReport
 from nota_seg.models.checkpoints.swin import SWIN_MMSEG, SWIN_PLAIN, SWIN_TRANSFORMERS
 from nota_seg.models.checkpoints.transformers_segformer import TRANSFORMERS_4, TRANSFORMERS_5
 
-__all__ = ["FORMATS", "Format", "TransferReport", "class_names", "load_checkpoint", "read_state_dict"]
+__all__ = ["FORMATS", "Format", "TransferReport", "class_names", "format_name", "load_checkpoint", "read_state_dict"]
 
 # The first that matches is taken: a linear variant stands before the one that it shares its names with.
 FORMATS: list[Format] = [
@@ -53,3 +53,8 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, strict: bool = True) 
 def class_names(path: str | Path, task: str) -> list[str] | None:
     """Classes of a file's classifier, where it has one for the task; see `transfer.class_names`."""
     return transfer.class_names(path, task, formats=FORMATS)
+
+
+def format_name(path: str | Path) -> str | None:
+    """Which published format a file is in; see `transfer.format_name`."""
+    return transfer.format_name(path, formats=FORMATS)

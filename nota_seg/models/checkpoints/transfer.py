@@ -95,6 +95,16 @@ def class_names(path: str | Path, task: str, *, formats: list[Format]) -> list[s
     return [f"class {i}" for i in range(len(weight))]
 
 
+def format_name(path: str | Path, *, formats: list[Format]) -> str | None:
+    """Name of the published format that a file is in, or None for one that is not known.
+
+    Raises:
+        InputError: There is no such file, or it cannot be read.
+    """
+    published, _ = _recognise(read_state_dict(path), formats)
+    return None if published is None else published.name
+
+
 def _recognise(source: State, formats: list[Format]) -> tuple[Format | None, State]:
     """The format, and the state without what a larger model around it (`model.`, `student.`) put before its keys."""
     for prefix in ("", *dict.fromkeys(key.split(".")[0] + "." for key in source)):

@@ -1,0 +1,82 @@
+"""The table of a comparison for a paper: Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from nota_seg.report.compare import difference, number, short_p, spread
+
+if TYPE_CHECKING:
+    from nota_seg.report.compare import Comparison
+
+_ESCAPES = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": "$<$", "–": "--",
+}  # fmt: skip
+
+
+def paper_table(result: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Head and cells: variant, cost, latency, score, difference to the baseline with its 95 % interval, p."""
+    times = [s for s in result.settings if all(result.latency(run, s) for run in result.runs)]
+    head = ["variant", "params (M)", "GMACs", *(f"p50 (ms), {s}" for s in times), result.score_name]
+    head += ["difference", "p"] if result.verdicts else []
+    rows = []
+    for run in result.runs:
+        price, found = result.costs[run.name], result.verdict(run)
+        cells = [run.name, *(number(price[k] / d if price else None) for k, d in (("params", 1e6), ("macs", 1e9)))]
+        cells += [number(run.latencies[s].p50, 1) for s in times] + [spread(run.mean, run.std)]
+        rows.append(cells + ([difference(found), short_p(found)] if result.verdicts else []))
+    return head, rows
+
+
+def _legend(result: Comparison) -> str:
+    seeds = max(len(run.seeds) for run in result.runs)
+    text = f"Cost at {'x'.join(map(str, result.size))} pixels."
+    if seeds > 1:
+        text += f" {result.score_name}: mean and standard deviation over {seeds} seeds."
+    if result.verdicts:
+        pictures = next(iter(result.verdicts.values())).pictures
+        text += (
+            f" Difference to {result.baseline.name} with its 95 % interval: paired bootstrap over {pictures} pictures."
+        )
+    return f"{text} {result.caveat() or ''}".rstrip()
+
+
+def _best(result: Comparison) -> int | None:
+    known = [(run.mean, i) for i, run in enumerate(result.runs) if run.mean is not None]
+    return max(known)[1] if known else None
+
+
+def markdown(result: Comparison) -> str:
+    """A table as GitHub shows it, the best score in bold, and what its columns mean."""
+    head, rows = paper_table(result)
+    place, best = head.index(result.score_name), _best(result)
+    if best is not None:
+        rows[best][place] = f"**{rows[best][place]}**"
+    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
+    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return f"{text}\n\n{_legend(result)}\n"
+
+
+def latex(result: Comparison, *, caption: str | None = None) -> str:
+    """A table environment with booktabs rules."""
+    head, rows = paper_table(result)
+    place, best = head.index(result.score_name), _best(result)
+    cells = [[_escape(cell) for cell in row] for row in rows]
+    if best is not None:
+        cells[best][place] = rf"\textbf{{{cells[best][place]}}}"
+    lines = [" & ".join(row) + r" \\" for row in cells]
+    title = f"{caption.rstrip('.')}. {_legend(result)}" if caption else _legend(result)
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{_escape(title)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule", " & ".join(map(_escape, head)) + r" \\",
+            r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
+        ]
+    )  # fmt: skip
+
+
+def _escape(text: str) -> str:
+    text = "".join(_ESCAPES.get(c, c) for c in text)
+    return re.sub(r"^[+-](?=\d)", lambda sign: f"${sign[0]}$", text)

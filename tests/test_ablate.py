@@ -1,0 +1,243 @@
+"""Ablations: what a specification becomes, what is done again after a kill, what a failure costs; once for real."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import TINY, command
+
+from nota_seg.ablate import Ablation, StageFailed, Variant, ablate, load_spec, option_words, variants_of
+from nota_seg.cli import main
+from util.errors import InputError
+
+
+def spec_file(folder: Path, **values: Any) -> Path:
+    file = folder / "spec.yaml"
+    file.write_text(yaml.safe_dump({"data_dir": "scenes", **values}))
+    return file
+
+
+def test_a_ladder_adds_up(tmp_path: Path) -> None:
+    spec = load_spec(
+        spec_file(tmp_path, ladder=["lsra", "dest"], variants={"wide": {"set": {"model.decoder.dim": 64}}})
+    )
+    found = variants_of(spec)
+    assert [(v.label, v.model) for v in found] == [
+        ("segformer-b0", "segformer-b0"),
+        ("+lsra", "segformer-b0-lsra"),
+        ("+dest", "segformer-b0-lsra-dest"),
+        ("wide", "segformer-b0"),
+    ]
+    assert found[3].words() == ["--set", "model.decoder.dim=64"]
+
+
+def test_a_grid_is_every_combination(tmp_path: Path) -> None:
+    grid = {"model": ["segformer-b0", "segformer-b0-pool"], "optim.lr": [0.001, 0.01]}
+    found = variants_of(load_spec(spec_file(tmp_path, grid=grid)))
+    assert [v.label for v in found] == [f"{m}, lr={lr}" for m in grid["model"] for lr in grid["optim.lr"]]
+    assert found[3] == Variant(
+        "segformer-b0-pool, lr=0.01", "segformer-b0-pool--lr=0.01", "segformer-b0-pool", {"optim.lr": 0.01}
+    )
+
+
+def test_options_become_words() -> None:
+    options = {"crop_size": [128, 256], "scales": [0.5, 1], "flip": True, "limit": None, "set": {"data.scale": [1, 2]}}
+    assert option_words(options) == [
+        "--crop-size",
+        "128x256",
+        "--scales",
+        "0.5,1",
+        "--flip",
+        "--set",
+        "data.scale=[1, 2]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(), "give a ladder"),
+        (dict(laddr=["lsra"]), "did you mean 'ladder'"),
+        (dict(ladder=["lsar"]), "variant '[+]lsar'.*did you mean"),
+        (dict(ladder=["lsra"], grid={"optim.lr": [1]}), "stands alone"),
+        (dict(variants={"a": {"set": {"optim.rl": 1}}}), "variant 'a'.*did you mean 'optim.lr'"),
+        (dict(ladder=["lsra"], finetune={"bach_size": 2}), "did you mean 'batch_size'"),
+        (dict(ladder=["lsra"], finetune={"save_path": "x"}), "no option 'save_path'"),
+        (dict(ladder=["lsra"], pretrain={"epochs": 1}), "data_path"),
+        (dict(ladder=["lsra"], variants={"+LSRA": {}}), "two variants"),
+    ],
+)
+def test_mistakes_cost_nothing(
+    values: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = spec_file(tmp_path, **values)
+    assert main(["ablate", str(file), "--output-dir", str(tmp_path / "out")]) == 2
+    import re
+
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+class Fake(Ablation):
+    """Verbs that only leave the mark of having been run; `broken` fails, `killed` stops everything."""
+
+    calls: list[list[str]]
+    broken: str | None = None
+
+    def _call(self, variant: Variant, words: list[str], device: str | None) -> str:
+        self.calls.append(words)
+        if self.broken and self.broken in words:
+            raise StageFailed("the loss is nan")
+        for option in ("--save-path", "--output-dir"):
+            if option in words:
+                folder = Path(words[words.index(option) + 1])
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "run.json").write_text("{}")
+        return "{}"
+
+
+def work(spec: Any, output: Path, *, resume: bool = False, broken: str | None = None, devices: Any = (None,)) -> Fake:
+    found = Fake(spec, output, devices=devices)
+    found.calls, found.broken = [], broken
+    found.prepare(resume=resume, overwrite=False)
+    found.failed = found.run()  # type: ignore[attr-defined]
+    return found
+
+
+def verbs(found: Fake) -> list[tuple[str, str]]:
+    def who(words: list[str]) -> str:
+        return words[words.index("--model") + 1] if "--model" in words else ""
+
+    return [(words[0], who(words)) for words in found.calls]
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    spec = load_spec(spec_file(tmp_path, ladder=["lsra", "dest"], finetune={"max_steps": 2}))
+    first = work(spec, tmp_path / "out", broken="segformer-b0-lsra")
+    assert first.failed == ["+lsra"]  # type: ignore[attr-defined]
+    assert first.state["+lsra"]["error"] == "finetune: the loss is nan" and first.state["+dest"]["status"] == "done"
+    assert [v for v in verbs(first) if v[0] == "finetune"] == [
+        ("finetune", "segformer-b0"), ("finetune", "segformer-b0-lsra"), ("finetune", "segformer-b0-lsra-dest"),
+    ]  # fmt: skip
+    again = work(spec, tmp_path / "out", resume=True)
+    assert again.failed == []  # type: ignore[attr-defined]
+    assert verbs(again) == [("finetune", "segformer-b0-lsra"), ("eval", ""), ("flops", "")]
+    assert work(spec, tmp_path / "out", resume=True).calls == []
+    longer = load_spec(spec_file(tmp_path, ladder=["lsra", "dest", "rskip"], finetune={"max_steps": 2}))
+    assert [v for v in verbs(work(longer, tmp_path / "out", resume=True)) if v[1]] == [
+        ("finetune", "segformer-b0-lsra-dest-rskip")
+    ]
+    with pytest.raises(InputError, match="has changed since its finetune was done"):
+        other = load_spec(spec_file(tmp_path, ladder=["lsra"], finetune={"max_steps": 3}))
+        work(other, tmp_path / "out", resume=True)
+    with pytest.raises(InputError, match="--resume goes on"):
+        work(spec, tmp_path / "out")
+
+
+def test_an_unfinished_training_goes_on(tmp_path: Path) -> None:
+    spec = load_spec(spec_file(tmp_path, ladder=["lsra"]))
+    work(spec, tmp_path / "out", broken="finetune")
+    (tmp_path / "out" / "runs" / "segformer-b0").mkdir()
+    (tmp_path / "out" / "runs" / "segformer-b0" / "run.json").write_text("{}")
+    (tmp_path / "out" / "runs" / "segformer-b0-lsra").mkdir()  # killed before it wrote anything
+    again = work(spec, tmp_path / "out", resume=True)
+    trained = [words for words in again.calls if words[0] == "finetune"]
+    assert ["--resume" in words for words in trained] == [True, False]
+
+
+def test_equal_encoders_are_pre_trained_once(tmp_path: Path) -> None:
+    spec = load_spec(
+        spec_file(
+            tmp_path, ladder=["lsra", "hamburger"], pretrain={"data_path": "tiny", "set": {"model.drop_path_rate": 0}}
+        )
+    )
+    for devices in ((None,), ("0", "1", "2")):
+        found = work(spec, tmp_path / f"out{len(devices)}", devices=devices)
+        trained = sorted(v for v in verbs(found) if v[0] == "pretrain")
+        assert len(trained) == 2 and trained[0] == ("pretrain", "segformer-b0")
+        weights = [words[words.index("--pretrain") + 1] for words in found.calls if words[0] == "finetune"]
+        assert len(set(weights)) == 2
+        assert all("--set" in words for words in found.calls if words[0] == "pretrain")
+
+
+def test_devices_share_the_variants(tmp_path: Path) -> None:
+    used: list[str | None] = []
+
+    class Slow(Fake):
+        def _call(self, variant: Variant, words: list[str], device: str | None) -> str:
+            if words[0] == "finetune":
+                used.append(device)
+                time.sleep(0.2)
+            return super()._call(variant, words, device)
+
+    spec = load_spec(spec_file(tmp_path, ladder=["lsra", "dest", "rskip"]))
+    found = Slow(spec, tmp_path / "out", devices=["0", "1"])
+    found.calls = []
+    found.prepare(resume=False, overwrite=False)
+    started = time.monotonic()
+    assert found.run() == []
+    assert sorted(used) == ["0", "0", "1", "1"]  # type: ignore[type-var]
+    assert time.monotonic() - started < 0.2 * 4
+
+
+def tiny_spec(scenes: Path, folder: Path, *, steps: int = 6, **values: Any) -> Path:
+    sets = dict(item.split("=", 1) for item in TINY)
+    settings = {key: yaml.safe_load(value) for key, value in sets.items()}
+    settings |= {"data.base_size": [64, 48], "train.eval_every": max(3, steps // 2), "train.checkpoint_every": 2}
+    finetune = {"crop_size": 32, "batch_size": 2, "max_steps": steps, "set": settings}
+    common = dict(data_dir=str(scenes), finetune=finetune, eval={"workers": 0}, flops={"size": 64})
+    return spec_file(folder, **{**common, **values})
+
+
+@pytest.mark.slow
+def test_a_failed_variant_is_passed_over_and_the_rest_compared(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = {"broken": {"set": {"optim.lr": 1e30}}}
+    file = tiny_spec(scenes, tmp_path, ladder=["lsra"], variants=broken, seeds=2, title="A small ladder")
+    out = tmp_path / "out"
+    assert main(["ablate", str(file), "--output-dir", str(out), "--device", "cpu"]) == 1
+    seen = capsys.readouterr()
+    assert "| +lsra |" in seen.out and "over 2 seeds" in seen.out and "1 failed: broken" in seen.err
+    state = json.loads((out / "ablate.json").read_text())["variants"]
+    assert [v["status"] for v in state.values()] == ["done", "done", "failed"]
+    page = (out / "report" / "index.html").read_text()
+    assert "A small ladder" in page and "broken failed" in page
+    assert r"\toprule" in (out / "table.tex").read_text() and (out / "table.md").read_text() in seen.out
+    for seed in (0, 1):
+        assert (out / "runs" / "segformer-b0-lsra" / f"seed-{seed}" / "eval.npz").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_resumed(scenes: Path, tmp_path: Path, number: int) -> None:
+    file = tiny_spec(scenes, tmp_path, steps=200, ladder=["lsra"], eval=None)
+    killed = tmp_path / "killed"
+    words = ["ablate", str(file), "--output-dir", str(killed), "--device", "cpu"]
+    with (tmp_path / "err").open("w") as errors:
+        process = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=errors)
+        log = killed / "runs" / "segformer-b0" / "metrics.jsonl"
+        deadline = time.monotonic() + 240
+        while not (log.exists() and log.read_text().strip()) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(number)
+        assert process.wait(120) != 0
+    if number == signal.SIGTERM:
+        assert "--resume" in (tmp_path / "err").read_text()
+    time.sleep(5)  # time for the training to save its state and stop
+    text = log.read_text()
+    time.sleep(3)  # one that lived on would go on writing
+    assert log.read_text() == text
+    table, failed = ablate(load_spec(file), killed, devices=["cpu"], resume=True)
+    assert failed == [] and "| +lsra |" in table
+    sessions = json.loads((killed / "runs" / "segformer-b0" / "run.json").read_text())["sessions"]
+    assert len(sessions) == 2
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == sorted(steps) and steps[-1] == 200

@@ -1,0 +1,79 @@
+"""`--seeds`: as many runs as seeds, one that fails loses none of the others, a killed one is gone on with."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import finetune_words, pretrain_words
+
+from nota_seg.cli import main
+from nota_seg.finetune import SegmentationTask
+from nota_seg.picture_counts import PictureCounts
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "seeds.json").read_text())
+
+
+def test_seeds_differ_and_are_summed_up(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert main(finetune_words(scenes, folder, "--seeds", "2", "--seed", "4")) == 0
+    printed, written = json.loads(capsys.readouterr().out), read(folder)
+    assert printed["mean"] == written["mean"] and printed["save_path"] == str(folder)
+    assert [row["folder"] for row in written["seeds"]] == ["seed-4", "seed-5"]
+    scores = [row["best"] for row in written["seeds"]]
+    assert scores[0] != scores[1]
+    assert written["mean"]["best"] == pytest.approx(statistics.mean(scores))
+    assert written["std"]["best"] == pytest.approx(statistics.stdev(scores))
+    for seed, score in zip((4, 5), scores, strict=True):
+        assert json.loads((folder / f"seed-{seed}" / "run.json").read_text())["seed"] == seed
+        kept = json.loads((folder / f"seed-{seed}" / "eval.json").read_text())
+        assert kept["miou"] == score
+        assert PictureCounts.load(folder / f"seed-{seed}" / "eval.npz").miou() == pytest.approx(score)
+
+    # A further seed is added to those that are there, which are not touched.
+    before = (folder / "seed-4" / "metrics.jsonl").stat().st_mtime_ns
+    assert main(finetune_words(scenes, folder, "--seeds", "3", "--seed", "4", "--resume")) == 0
+    assert len(read(folder)["seeds"]) == 3 and read(folder)["seeds"][:2] == written["seeds"]
+    assert (folder / "seed-4" / "metrics.jsonl").stat().st_mtime_ns == before
+    assert main(finetune_words(scenes, folder, "--seeds", "3", "--seed", "4")) == 2  # nothing is overwritten
+    assert main(finetune_words(scenes, folder, "--seeds", "3", "--seed", "4", "--resume", "--lr", "0.1")) == 2
+    assert main(finetune_words(scenes, folder, "--seeds", "1", "--overwrite")) == 0
+    assert sorted(p.name for p in folder.iterdir()) == ["seed-0", "seeds.json"]
+
+
+def test_one_that_fails_loses_none(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, loss = tmp_path / "run", SegmentationTask.loss
+
+    def broken(self: SegmentationTask, *arguments: Any) -> Any:
+        return loss(self, *arguments) * (float("nan") if self.config.train.seed == 1 else 1)
+
+    monkeypatch.setattr(SegmentationTask, "loss", broken)
+    assert main(finetune_words(scenes, folder, "--seeds", "3")) == 1
+    found = read(folder)
+    assert found["failed"] == [1] and "loss is nan" in found["seeds"][1]["error"]
+    assert "best" in found["seeds"][0] and "best" in found["seeds"][2] and found["std"]["best"] is not None
+    assert "passed over" in capsys.readouterr().err
+
+    monkeypatch.setattr(SegmentationTask, "loss", loss)
+    assert main(finetune_words(scenes, folder, "--seeds", "3", "--resume")) == 0
+    assert read(folder)["failed"] == [] and read(folder)["seeds"][0] == found["seeds"][0]
+
+
+def test_pretraining_has_them_too(shapes: Path, tmp_path: Path) -> None:
+    assert main(pretrain_words(shapes, tmp_path / "run", "--seeds", "2")) == 0
+    assert read(tmp_path / "run")["std"]["top1"] is not None
+    assert json.loads((tmp_path / "run" / "seed-1" / "eval.json").read_text())["top1"] is not None
+
+
+def test_a_single_run_is_no_folder_of_seeds(scenes: Path, tmp_path: Path) -> None:
+    assert main(finetune_words(scenes, tmp_path / "run", steps=2)) == 0
+    for more in ((), ("--resume",), ("--overwrite",)):
+        assert main(finetune_words(scenes, tmp_path / "run", "--seeds", "2", *more)) == 2
+    assert (tmp_path / "run" / "best").exists()
