@@ -18,8 +18,10 @@ from nota_seg.cli import (
     data,
     demo,
     evaluate,
+    export,
     finetune,
     flops,
+    latency,
     models,
     new,
     predict,
@@ -51,6 +53,8 @@ app.command("finetune")(finetune.finetune)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("flops")(flops.flops)
+app.command("latency")(latency.latency)
+app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("new")(new.new)
 app.add_typer(data.app, name="data")
