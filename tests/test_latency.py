@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 
 import nota_seg
 from nota_seg.cli import main
 from nota_seg.latency import latency, run_file, save
-from tests.conftest import TINY
 from util.errors import InputError
 from util.latency import Chain, device_card, interval, measure, peak_tensor_bytes, resident_growth
 

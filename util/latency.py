@@ -105,7 +105,8 @@ class Timings:
 def interval(medians: Sequence[float]) -> tuple[float, float]:
     """Where the median of another measurement like this one will lie, relative to this one's: 95 %.
 
-    A prediction, not a confidence interval: both measurements have their error, hence the 2. Neighbouring rounds
+    A prediction, not a confidence interval: both measurements have their error, hence the 2; both are medians, which
+    spread by pi / 2 more than means do. Neighbouring rounds
     resemble each other (another load comes and stays), so that there are fewer independent ones than rounds: their
     number is reduced by the first autocorrelation, as is usual for batch means.
     """
@@ -120,7 +121,7 @@ def interval(medians: Sequence[float]) -> tuple[float, float]:
     r = float((centred[1:] * centred[:-1]).mean()) / variance
     r = min(max(r + 1 / n, 0.0), 0.9)  # 1 / n: its bias in a short series
     effective = max(3.0, n * (1 - r) / (1 + r))
-    half = stats.t.ppf(0.5 + CONFIDENCE / 2, effective - 1) * math.sqrt(variance * n / (n - 1) * 2 / effective)
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, effective - 1) * math.sqrt(math.pi / 2 * variance * n / (n - 1) * 2 / effective)
     return math.exp(-half), math.exp(half)
 
 

@@ -17,6 +17,7 @@ from nota_seg.cli import (
     convert,
     data,
     demo,
+    distill,
     evaluate,
     export,
     finetune,
@@ -26,6 +27,7 @@ from nota_seg.cli import (
     new,
     predict,
     pretrain,
+    search,
 )
 from util.errors import InputError
 
@@ -50,9 +52,11 @@ app.command("demo")(demo.demo)
 app.command("models")(models.models)
 app.command("pretrain")(pretrain.pretrain)
 app.command("finetune")(finetune.finetune)
+app.command("distill")(distill.distill)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("flops")(flops.flops)
+app.command("search")(search.search)
 app.command("latency")(latency.latency)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
