@@ -176,9 +176,8 @@ def attach_projections(student: Any, teacher: Teacher) -> None:
         nn.Conv2d(own, theirs, kernel_size=1) for own, theirs in zip(student.config.channels, channels, strict=True)
     )
     prefix = "decoder.distillation."
-    student._keys_to_ignore_on_save = [
-        *(student._keys_to_ignore_on_save or []), *(k for k in student.state_dict() if k.startswith(prefix)),
-    ]  # fmt: skip
+    own = {key for key in student.state_dict() if key.startswith(prefix)}
+    student._keys_to_ignore_on_save = {*(student._keys_to_ignore_on_save or ()), *own}
 
 
 def nearest(size: Sequence[int], maps: Sequence[Tensor]) -> int:

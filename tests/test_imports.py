@@ -16,7 +16,7 @@ LAYERS = [
     ("nota_seg.config", "nota_seg.metrics", "nota_seg.catalogue", "nota_seg.scaffold"),
     ("nota_seg.data", "nota_seg.training", "nota_seg.inference"),
     ("nota_seg.evaluate", "nota_seg.flops", "nota_seg.piecewise"),
-    ("nota_seg.predict", "nota_seg.finetune", "nota_seg.distill", "nota_seg.export"),
+    ("nota_seg.predict", "nota_seg.finetune", "nota_seg.distill", "nota_seg.export", "nota_seg.serve"),
     ("nota_seg.latency",),
     ("nota_seg.search",),
     ("nota_seg.demo",),

@@ -105,10 +105,10 @@ class Timings:
 def interval(medians: Sequence[float]) -> tuple[float, float]:
     """Where the median of another measurement like this one will lie, relative to this one's: 95 %.
 
-    A prediction, not a confidence interval: both measurements have their error, hence the 2; both are medians, which
-    spread by pi / 2 more than means do. Neighbouring rounds
-    resemble each other (another load comes and stays), so that there are fewer independent ones than rounds: their
-    number is reduced by the first autocorrelation, as is usual for batch means.
+    A prediction, not a confidence interval: both measurements have their error, hence the 2; both are medians, whose
+    variance is pi / 2 of a mean's. Neighbouring rounds resemble each other (another load comes and stays), so that
+    there are fewer independent ones than rounds: their number is reduced by the first autocorrelation, as is usual for
+    batch means.
     """
     logs = np.log(np.asarray(medians, dtype=np.float64))
     n = len(logs)
@@ -121,7 +121,8 @@ def interval(medians: Sequence[float]) -> tuple[float, float]:
     r = float((centred[1:] * centred[:-1]).mean()) / variance
     r = min(max(r + 1 / n, 0.0), 0.9)  # 1 / n: its bias in a short series
     effective = max(3.0, n * (1 - r) / (1 + r))
-    half = stats.t.ppf(0.5 + CONFIDENCE / 2, effective - 1) * math.sqrt(math.pi / 2 * variance * n / (n - 1) * 2 / effective)
+    spread = math.sqrt(2 * math.pi / 2 * variance * n / (n - 1) / effective)
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, effective - 1)) * spread
     return math.exp(-half), math.exp(half)
 
 

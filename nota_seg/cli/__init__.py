@@ -28,6 +28,7 @@ from nota_seg.cli import (
     predict,
     pretrain,
     search,
+    serve,
 )
 from util.errors import InputError
 
@@ -59,6 +60,7 @@ app.command("flops")(flops.flops)
 app.command("search")(search.search)
 app.command("latency")(latency.latency)
 app.command("export")(export.export)
+app.command("serve")(serve.serve)
 app.command("convert")(convert.convert)
 app.command("new")(new.new)
 app.add_typer(data.app, name="data")
