@@ -1,4 +1,4 @@
-"""Knowledge distillation while fine-tuning (arXiv 1503.02531): a larger model's logits, and its maps, as further targets.
+"""Knowledge distillation while fine-tuning (arXiv 1503.02531): a larger model's logits and maps as further targets.
 
 The teacher is any saved segmentation model. It is held beside the task, never inside the student: checkpoints hold the
 student, the optimiser and the projections, a saved folder holds the student alone.
@@ -54,9 +54,7 @@ class DistillTask(SegmentationTask):
         with self.accelerator.autocast():
             logits, maps = self.teacher(batch["pixels"].permute(0, 3, 1, 2), maps=settings.features > 0)
         if settings.weight:
-            total = total + settings.weight * divergence(
-                seen["logits"], logits, batch["labels"], settings.temperature
-            )
+            total = total + settings.weight * divergence(seen["logits"], logits, batch["labels"], settings.temperature)
         if settings.features:
             total = total + settings.features * resemblance(student.decoder.distillation, seen["maps"], maps)
         return total
@@ -211,7 +209,7 @@ def divergence(student: Tensor, teacher: Tensor, labels: Tensor, temperature: fl
 
 
 def resemblance(projections: nn.ModuleList, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Mean over stages and positions of 1 - cos of projected and the teacher's channels, at the student's resolution."""
+    """Mean over stages and positions of 1 - cosine of projected and the teacher's channels, at the student's size."""
     total = student[0].new_zeros((), dtype=torch.float32)
     for projection, own_BCHW in zip(projections, student, strict=True):
         target = teacher[nearest(own_BCHW.shape[2:], teacher)].float()

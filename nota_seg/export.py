@@ -184,9 +184,9 @@ def export(
     if {"onnx", "int8"} & set(formats):
         onnx_session.require("export to ONNX")
     output = Path(output_dir)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        if not output.is_dir() or not (output / "export.json").exists() or not overwrite:
-            raise InputError(f"{output} exists: name a new folder, or --overwrite an earlier export")
+    taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    if taken and not (overwrite and (output / "export.json").exists()):
+        raise InputError(f"{output} exists: name a new folder, or --overwrite an earlier export")
     config: Any = model.config
     mean, std = statistics_of(model)
     base = getattr(config, "image_size", None)
@@ -270,9 +270,7 @@ def _example(config: Any, shape: tuple[int, int, int]) -> Tensor:
     return torch.randn(shape[0], getattr(config, "in_channels", 3), *shape[1:], generator=generator)
 
 
-def _program(
-    wrapped: Logits, size: tuple[int, int], say: Callable[[str], object]
-) -> tuple[ExportedProgram, bool]:
+def _program(wrapped: Logits, size: tuple[int, int], say: Callable[[str], object]) -> tuple[ExportedProgram, bool]:
     """Of any size where that is possible."""
     config = wrapped.model.config
     say("tracing")
@@ -347,7 +345,8 @@ def _quantise(graph: bytes, file: Path, pictures: Iterator[Tensor], folder: Path
         quant_pre_process(str(raw), str(ready), skip_symbolic_shape=True)
         quantize_static(
             str(ready), str(file), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
         )  # fmt: skip
     finally:
         raw.unlink(missing_ok=True)

@@ -14,9 +14,9 @@ from nota_seg.export import export_program, onnx_bytes
 from nota_seg.inference import PRECISIONS
 from nota_seg.models.labels import labels_from_logits
 from nota_seg.models.modeling import NotaSegForSemanticSegmentation
+from util import onnx_session
 from util.errors import InputError, did_you_mean
 from util.files import write_json
-from util import onnx_session
 from util.latency import Chain, device_card, format_card, measure, peak_memory, resident_growth, threads_of
 from util.run_folder import describe_environment
 

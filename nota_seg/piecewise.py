@@ -11,7 +11,7 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from nota_seg.models.registry import BLOCKS, DECODERS, FEEDFORWARDS, MIXERS, SKI
 from util.flops import count
 
 Size = tuple[int, int]
+SMALL = (64, 64)  # pixels, of the first run of a decoder
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,17 @@ class Piece:
 
 
 class _OnMaps(nn.Module):
-    """A decoder as a function of one tensor: its maps are zeros."""
+    """A decoder as a function of one tensor of (1, 1, height, width): its maps are zeros, as from a picture of that
+    size."""
 
-    def __init__(self, decoder: nn.Module, channels: list[int], sizes: list[Size]) -> None:
+    def __init__(self, decoder: nn.Module, channels: list[int], sizes: dict[Size, list[Size]]) -> None:
         super().__init__()
         self.decoder = decoder
-        self.shapes = [(c, *size) for c, size in zip(channels, sizes, strict=True)]
+        self.channels, self.sizes = channels, sizes
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.decoder([x.new_zeros(1, *shape) for shape in self.shapes])
+        sizes = self.sizes[int(x.shape[2]), int(x.shape[3])]
+        return self.decoder([x.new_zeros(1, c, *size) for c, size in zip(self.channels, sizes, strict=True)])
 
 
 class _Branchless(nn.Module):
@@ -87,16 +90,20 @@ class PieceCounter:
             add(self._norm(stage, config.layer_norm_eps, at))
             channels = stage.dim
             sizes.append(at)
-        add(self._decoder(config, sizes))
+        add(self._decoder(config, size, sizes))
         return params, macs
 
     def _piece(self, key: tuple[Any, ...], build: Callable[[], nn.Module], shape: tuple[int, ...]) -> Piece:
         if key not in self._known:
             module = build().eval()
-            counted = count(module, shape)
-            with torch.no_grad():
-                out = module(torch.zeros(shape)) if key[0] in ("stem", "block") else None
-            size = (out.shape[1], out.shape[2]) if out is not None else (shape[1], shape[2])
+            # What is kept after the first run does not depend on its size, which may be small.
+            small = (1, 1, *SMALL) if key[0] == "decoder" else (1, min(16, shape[1]), min(16, shape[2]), shape[3])
+            counted = count(module, shape, warm_up=small)
+            size = (shape[1], shape[2])
+            if key[0] in ("stem", "block"):
+                with torch.no_grad():
+                    out = module.to("meta")(torch.empty(shape, device="meta"))
+                size = (out.shape[1], out.shape[2])
             self._known[key] = Piece(counted.params, counted.macs, size)
         return self._known[key]
 
@@ -129,9 +136,7 @@ class PieceCounter:
                 )
             )
         key = ("feedforward", feedforward, dim, hidden, at)
-        add(
-            self._piece(key, lambda: FEEDFORWARDS.build(stage.feedforward, dim=dim, hidden=hidden), shape), stage.depth
-        )
+        add(self._piece(key, lambda: FEEDFORWARDS.build(stage.feedforward, dim=dim, hidden=hidden), shape), stage.depth)
         add(
             self._piece(
                 ("skip", skip, dim, at),
@@ -142,9 +147,10 @@ class PieceCounter:
         )
 
     def _norm(self, stage: StageConfig, eps: float, at: Size) -> Piece:
-        return self._piece(("norm", stage.norm, stage.dim, at), lambda: NORMS[stage.norm](stage.dim, eps), (1, *at, stage.dim))
+        key = ("norm", stage.norm, stage.dim, at)
+        return self._piece(key, lambda: NORMS[stage.norm](stage.dim, eps), (1, *at, stage.dim))
 
-    def _decoder(self, config: NotaSegConfig, sizes: list[Size]) -> Piece:
+    def _decoder(self, config: NotaSegConfig, size: Size, sizes: list[Size]) -> Piece:
         return self._piece(
             ("decoder", _text(config.decoder), *config.channels, *config.strides, config.num_labels, *sizes),
             lambda: _OnMaps(
@@ -152,9 +158,9 @@ class PieceCounter:
                     config.decoder, channels=config.channels, strides=config.strides, num_labels=config.num_labels
                 ),
                 config.channels,
-                sizes,
+                {SMALL: [(-(-SMALL[0] // s), -(-SMALL[1] // s)) for s in config.strides], size: sizes},
             ),
-            (1, 1, 1, 1),
+            (1, 1, *size),
         )
 
 
@@ -162,6 +168,6 @@ def _text(spec: Any) -> str:
     return json.dumps(spec, sort_keys=True)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _takes_index(mixer: str) -> bool:
     return "index" in inspect.signature(MIXERS.get(mixer).__init__).parameters

@@ -41,6 +41,7 @@ RULES = {
     "macs": "fewest MACs",
 }
 Row = dict[str, Any]
+PASSES = 4  # of measuring the front and mending it
 
 
 @dataclass
@@ -137,7 +138,8 @@ class Space:
         if len(self) <= samples:
             yield from itertools.product(*axes)
             return
-        rng, seen = np.random.default_rng(derive(seed, "search")), set()
+        rng = np.random.default_rng(derive(seed, "search"))
+        seen: set[tuple[int, ...]] = set()
         lengths = [len(axis) for axis in axes]
         while len(seen) < samples:
             index = tuple(int(i) for i in rng.integers(lengths))
@@ -171,8 +173,8 @@ def search(
         num_labels: Classes.
         max_params: Most parameters, millions.
         max_gmacs: Most MACs as executed, in 10^9.
-        max_latency: Most milliseconds, median of eager runs on `device`. Measured on the front alone, best first;
-            those too slow leave it and what they hid takes their place, until `top` are left or 3 `top` were measured.
+        max_latency: Most milliseconds, median of eager runs on `device`. Measured on the front alone; for the others a
+            line through what was measured decides who may be on it.
         rule: Of `RULES`.
         top: Rows of the front to return.
         device: For the latency.
@@ -210,23 +212,13 @@ def search(
     if not fitting:
         hint = f"; the fewest MACs found are {least['macs'] / 1e9:.2f} G" if least else ""
         raise InputError(f"none of {counted} compositions is within the budget{hint}: raise it, or widen the space")
-    left, chosen, measured = fitting, [], 0
-    rows = front(left, rule)
-    while rows and len(chosen) < top:
-        row = rows.pop(0)
-        if max_latency is not None:
-            if measured >= 3 * top:
-                break
-            measured += 1
-            row["latency"] = _milliseconds(space, row, num_labels, size, device)
-            if row["latency"] > max_latency:
-                left = [other for other in left if other is not row]
-                kept = {id(other) for other in chosen}
-                rows = [other for other in front(left, rule) if id(other) not in kept]
-                continue
-        chosen.append(row)
-    if not chosen:
-        raise InputError(f"none of the {measured} compositions that were measured runs in {max_latency:g} ms")
+    chosen, measured = front(fitting, rule)[:top], 0
+    if max_latency is not None:
+
+        def measure(row: Row) -> float:
+            return _milliseconds(space, row, num_labels, size, device)
+
+        chosen, measured = _fast_enough(fitting, rule, max_latency, top, measure)
     return {
         "rule": rule,
         "meaning": RULES[rule],
@@ -261,6 +253,36 @@ def front(rows: Sequence[Row], rule: str) -> list[Row]:
             best = sign * row["params"]
             found.append(row)
     return found[::-1] if rule == "capacity" else found
+
+
+def _fast_enough(
+    rows: Sequence[Row], rule: str, limit: float, top: int, measure: Callable[[Row], float]
+) -> tuple[list[Row], int]:
+    """The first `top` rows of the front that were measured within the limit, and how many were measured.
+
+    A line through what was measured (milliseconds over MACs) says which rows are worth a measurement. None is taken on
+    its word: those of the front that prove too slow leave it, the line is drawn anew, and what they hid is tried.
+    """
+    first = sorted(front(rows, rule), key=lambda row: row["macs"])
+    measured = {id(row): row for row in (first[0], first[len(first) // 2], first[-1])}
+    for row in measured.values():
+        row["latency"] = measure(row)
+    good: list[Row] = []
+    for _ in range(PASSES):
+        macs, times = zip(*((row["macs"], row["latency"]) for row in measured.values()), strict=True)
+        line = np.polyfit(macs, times, 1) if len(set(macs)) > 1 else (0.0, 0.0)
+        left = [row for row in rows if row.get("latency", float(np.polyval(line, row["macs"]))) <= limit]
+        chosen = front(left, rule)[:top]
+        for row in chosen:
+            if id(row) not in measured:
+                measured[id(row)] = row
+                row["latency"] = measure(row)
+        good = [row for row in chosen if row["latency"] <= limit]
+        if len(good) == len(chosen):
+            break
+    if not good:
+        raise InputError(f"none of the {len(measured)} compositions that were measured runs in {limit:g} ms")
+    return good, len(measured)
 
 
 def _milliseconds(space: Space, row: Row, num_labels: int, size: tuple[int, int], device: torch.device | str) -> float:
@@ -351,7 +373,7 @@ def format_search(result: Mapping[str, Any]) -> str:
 
 
 def write(result: Mapping[str, Any], folder: str | Path) -> None:
-    """`front.json`, `front.csv`, and of every row `front-RANK.yaml`, which `--config` of pretrain and finetune takes."""
+    """`front.json`, `front.csv`, and for every row `front-RANK.yaml`, for `--config` of pretrain and finetune."""
     with whole_folder(folder) as out:
         write_json(out / "front.json", result)
         with (out / "front.csv").open("w", encoding="utf-8", newline="") as file:

@@ -58,7 +58,9 @@ class Candidate:
             price = None
         folder = Path(path)
         name = folder.parent.name if folder.name in ("best", "last") else folder.name
-        return cls(name or str(path), model.to(device), class_names, Protocol(base_size=tuple(size) if size else None), price)
+        return cls(
+            name or str(path), model.to(device), class_names, Protocol(base_size=tuple(size) if size else None), price
+        )
 
     def label(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         """Labels (H, W) of a picture (H, W, 3) uint8, and the seconds that took."""

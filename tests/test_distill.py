@@ -1,4 +1,4 @@
-"""Distillation: what is minimised, whom the teacher may be, and that neither it nor projections get into what is saved."""
+"""Distillation: what is minimised, who may teach, and that no teacher nor projection gets into what is saved."""
 
 from __future__ import annotations
 

@@ -89,9 +89,7 @@ def test_a_card_is_stable_and_depends_on_the_threads() -> None:
         torch.set_num_threads(before)
 
 
-def test_measured_through_the_command_and_kept_in_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_measured_through_the_command_and_kept_in_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = nota_seg.create_model("segformer-b0", num_labels=3, **SMALL)
     model.save_pretrained(tmp_path / "run" / "best")
     (tmp_path / "run" / "run.json").write_text("{}")

@@ -35,7 +35,8 @@ def test_every_base(name: str) -> None:
 def test_stages_of_their_own_kinds_and_options() -> None:
     overrides: dict[str, Any] = {
         **TINY, "mixers": ["pool", {"name": "sra", "ratio": 2}, {"name": "window", "size": 4}, "lsra"],
-        "feedforwards": ["mlp", "mix", "dest", "mix"], "mlp_ratios": [2, 4, 3, 1], "decoder": {"name": "mlp", "dim": 24},
+        "feedforwards": ["mlp", "mix", "dest", "mix"], "mlp_ratios": [2, 4, 3, 1],
+        "decoder": {"name": "mlp", "dim": 24},
     }  # fmt: skip
     for size in ((64, 64), (40, 104)):
         whole = cost(create_model("segformer-b0", **overrides), size)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -70,7 +71,7 @@ class Chain:
             event.record()
         torch.cuda.synchronize()
         whole = time.perf_counter() - start
-        return [whole, *(a.elapsed_time(b) / 1000 for a, b in zip(events, events[1:], strict=False))]
+        return [whole, *(a.elapsed_time(b) / 1000 for a, b in pairwise(events))]
 
 
 @dataclass
@@ -149,7 +150,8 @@ def measure(
     before, work = _Conditions.now(), []
     runs = {}
     for name, chain in chains.items():
-        start, warm = time.perf_counter(), []
+        start = time.perf_counter()
+        warm: list[float] = []
         while len(warm) < 3 or time.perf_counter() - start < WARM_UP:
             warm.append(chain.timed(x[name])[0])
         runs[name] = min(200, max(1, round(seconds / rounds / median(warm[-3:]))))
@@ -238,7 +240,7 @@ def device_card(device: str, packages: Sequence[str] = ("torch", "onnxruntime"))
         card |= {
             "gpu": properties.name,
             "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
-            "driver": (_nvidia("driver_version") or [None])[0],
+            "driver": next(iter(_nvidia("driver_version") or []), None),
         }
         versions |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     digest = hashlib.blake2b(json.dumps(card, sort_keys=True).encode(), digest_size=4).hexdigest()

@@ -40,7 +40,7 @@ def providers(device: str, *, tensorrt: bool = False) -> list[str]:
             f"no {what} for ONNX Runtime here (device {device}, providers {', '.join(found)}): install onnxruntime-gpu"
             " with its libraries, or leave this runtime out"
         )
-    return [wanted, "CUDAExecutionProvider"][: 2 if tensorrt else 1] + ["CPUExecutionProvider"]
+    return [*dict.fromkeys([wanted, "CUDAExecutionProvider"]), "CPUExecutionProvider"]
 
 
 def session(graph: bytes | str | Path, device: str = "cpu", *, tensorrt: bool = False) -> Any:
@@ -63,8 +63,12 @@ def run(one: Any, inputs: Sequence[Tensor], device: str = "cpu") -> list[Tensor]
     torch.cuda.synchronize()
     for i, x in zip(one.get_inputs(), kept, strict=True):
         binding.bind_input(i.name, "cuda", 0, np.float32, tuple(x.shape), x.data_ptr())
+    results = []
     for output in one.get_outputs():
-        binding.bind_output(output.name, "cuda", 0)
+        if not all(isinstance(n, int) for n in output.shape):
+            raise InputError("a graph of unknown output sizes runs on the CPU here: export it at one size")
+        results.append(torch.empty(output.shape, device="cuda"))
+        binding.bind_output(output.name, "cuda", 0, np.float32, output.shape, results[-1].data_ptr())
     one.run_with_iobinding(binding)
     binding.synchronize_outputs()
-    return [torch.utils.dlpack.from_dlpack(value._ortvalue.to_dlpack()) for value in binding.get_outputs()]
+    return results

@@ -14,12 +14,18 @@ from nota_seg.cli.common import ConfigFile, Device, MaxSteps, Overwrite, Resume,
 def distill(
     data_dir: Annotated[str, typer.Option(help="As in finetune.")],
     save_path: Annotated[Path, typer.Option("--save-path", "--output-dir", help="Folder of the run.")],
-    teacher: Annotated[str, typer.Option(help="A run, or a saved folder of ours or of transformers, with these classes.")],
+    teacher: Annotated[
+        str, typer.Option(help="A run, or a saved folder of ours or of transformers, with these classes.")
+    ],
     temperature: Annotated[float | None, typer.Option(help="That softens both logits.  [default: 2]")] = None,
     weight: Annotated[float | None, typer.Option(help="Of the logits' divergence.  [default: 1]")] = None,
-    features: Annotated[float | None, typer.Option(help="Of the stages' resemblance, by a projection.  [default: 0]")] = None,
+    features: Annotated[
+        float | None, typer.Option(help="Of the stages' resemblance, by a projection.  [default: 0]")
+    ] = None,
     pretrain: Annotated[str | None, typer.Option(help="Weights of the student to start from.")] = None,
-    model: Annotated[str | None, typer.Option(help="The student.  [default: that of --pretrain, else segformer-b0]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The student.  [default: that of --pretrain, else segformer-b0]")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="[default: 60]")] = None,
     max_steps: MaxSteps = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures per process.  [default: 16]")] = None,

@@ -13,7 +13,9 @@ from nota_seg.cli.common import Overwrite, parse_size, print_json, quiet_librari
 def export(
     pretrain: Annotated[str, typer.Option(help="A run's folder, or its best/ or last/.")],
     output_dir: Annotated[Path, typer.Option(help="Folder to write.")],
-    format: Annotated[str, typer.Option("--format", help="onnx, pt2 (torch.export), int8 (ONNX); with commas.")] = "onnx",
+    format: Annotated[
+        str, typer.Option("--format", help="onnx, pt2 (torch.export), int8 (ONNX); with commas.")
+    ] = "onnx",
     size: Annotated[str, typer.Option(help="Of a file that cannot take any size: 512 or HxW.")] = "512",
     data_dir: Annotated[
         str | None, typer.Option(help="Data as in finetune: mIoU of each file; calibration of int8.")

@@ -12,23 +12,35 @@ from util.errors import InputError
 
 
 def search(
-    base: Annotated[str, typer.Option(help="Model that gives strides, ratios and whatever is not chosen.")] = "segformer-b0",
-    mixers: Annotated[str | None, typer.Option(help="To choose from in every stage, with commas.  [default: all]")] = None,
+    base: Annotated[
+        str, typer.Option(help="Model that gives strides, ratios and whatever is not chosen.")
+    ] = "segformer-b0",
+    mixers: Annotated[
+        str | None, typer.Option(help="To choose from in every stage, with commas.  [default: all]")
+    ] = None,
     feedforwards: Annotated[str | None, typer.Option(help="The same.  [default: all]")] = None,
     skips: Annotated[str | None, typer.Option(help="To choose from for all stages.  [default: all]")] = None,
     decoders: Annotated[str | None, typer.Option(help="To choose from.  [default: all]")] = None,
-    dims: Annotated[str | None, typer.Option(help="Rows of channels: 32,64,160,256/64,128,256,512.  [default: the base's]")] = None,
+    dims: Annotated[
+        str | None, typer.Option(help="Rows of channels: 32,64,160,256/64,128,256,512.  [default: the base's]")
+    ] = None,
     depths: Annotated[str | None, typer.Option(help="Rows of depths: 2,2,2,2/1,2,2,1.  [default: the base's]")] = None,
     max_params: Annotated[float | None, typer.Option(min=0, help="Millions.")] = None,
     max_gmacs: Annotated[float | None, typer.Option(min=0, help="As executed.")] = None,
-    max_latency: Annotated[float | None, typer.Option(min=0, help="Milliseconds, eager, here; measured on the front alone.")] = None,
+    max_latency: Annotated[
+        float | None, typer.Option(min=0, help="Milliseconds, eager, here; measured on the front alone.")
+    ] = None,
     rank: Annotated[str, typer.Option(help="capacity (most parameters for fewest MACs), small, macs.")] = "capacity",
-    samples: Annotated[int, typer.Option(min=1, help="Compositions to count; a smaller space is counted whole.")] = 5000,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Compositions to count; a smaller space is counted whole.")
+    ] = 5000,
     top: Annotated[int, typer.Option(min=1, help="Of the front.")] = 20,
     size: Annotated[str, typer.Option(help="Input in pixels: 512 or HxW.")] = "512",
     num_classes: Annotated[int, typer.Option(min=1)] = 150,
     seed: Annotated[int, typer.Option(help="Of the drawing.")] = 0,
-    output_dir: Annotated[Path | None, typer.Option(help="Write front.json, front.csv and a YAML a row, for --config.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Write front.json, front.csv and a YAML a row, for --config.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
     device: Device = None,
     overwrite: Overwrite = False,

@@ -22,6 +22,12 @@ OPTIONS = {
     "finetune": {
         "--data-dir", "--save-path", "--output-dir", "--pretrain", "--model", "--epochs", "--max-steps", "--batch-size",
         "--crop-size", "--lr", "--seed", "--config", "--set", "--device", "--gpu", "--resume", "--overwrite",
+        "--teacher",
+    },
+    "distill": {
+        "--data-dir", "--save-path", "--output-dir", "--teacher", "--temperature", "--weight", "--features",
+        "--pretrain", "--model", "--epochs", "--max-steps", "--batch-size", "--crop-size", "--lr", "--seed", "--config",
+        "--set", "--device", "--gpu", "--resume", "--overwrite",
     },
     "eval": {
         "--data-dir", "--pretrain", "--split", "--mode", "--crop-size", "--stride", "--scales", "--flip", "--base-size",
@@ -29,6 +35,20 @@ OPTIONS = {
     },
     "predict": {"--pretrain", "--output-dir", "--device", "--gpu", "--overwrite"},
     "flops": {"--model", "--pretrain", "--size", "--num-classes", "--set", "--json"},
+    "search": {
+        "--base", "--mixers", "--feedforwards", "--skips", "--decoders", "--dims", "--depths", "--max-params",
+        "--max-gmacs", "--max-latency", "--rank", "--samples", "--top", "--size", "--num-classes", "--seed",
+        "--output-dir", "--json", "--device", "--gpu", "--overwrite",
+    },
+    "latency": {
+        "--model", "--pretrain", "--size", "--batch-size", "--runtime", "--precision", "--threads", "--seconds",
+        "--rounds", "--num-classes", "--set", "--json", "--device", "--gpu",
+    },
+    "export": {
+        "--pretrain", "--output-dir", "--format", "--size", "--data-dir", "--calibration", "--limit", "--json",
+        "--overwrite",
+    },
+    "serve": {"--port", "--host", "--device", "--gpu"},
     "convert": {"--model", "--num-classes", "--task", "--set", "--overwrite"},
     "new": set(),
     "data": set(),
@@ -71,6 +91,12 @@ def test_every_verb_helps_with_an_example(verb: str, capsys: pytest.CaptureFixtu
         ["models", "--family", "segfromer"],
         ["data", "verify", "nowhere"],
         ["data", "download", "imagenet"],
+        ["latency"],
+        ["latency", "--model", "segformer-b7"],
+        ["export", "--pretrain", "nowhere", "--output-dir", "x"],
+        ["search", "--mixers", "sar"],
+        ["serve", "nowhere"],
+        ["distill", "--data-dir", "nowhere", "--save-path", "x", "--teacher", "nowhere"],
         ["convert", "nowhere", "x", "--model", "segformer-b0"],
     ],
     ids=" ".join,

@@ -76,7 +76,9 @@ class WindowAttention(nn.Module):
         x_nTC = self._to_windows(x_BPQC, rows, columns)
         qkv_nT3hd = self.qkv(x_nTC).view(-1, w * w, 3, self.heads, self.head_dim)
         q_nhTd, k_nhTd, v_nhTd = qkv_nT3hd.permute(2, 0, 3, 1, 4).unbind(0)
-        out_nhTd = F.scaled_dot_product_attention(q_nhTd, k_nhTd, v_nhTd, attn_mask=self._mask(B, rows, columns, s, q_nhTd))
+        out_nhTd = F.scaled_dot_product_attention(
+            q_nhTd, k_nhTd, v_nhTd, attn_mask=self._mask(B, rows, columns, s, q_nhTd)
+        )
         x_BPQC = self._to_map(self.proj(out_nhTd.transpose(1, 2).flatten(2)), B, rows, columns)
         if s:
             x_BPQC = x_BPQC.roll((s, s), dims=(1, 2))
