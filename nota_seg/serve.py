@@ -151,6 +151,26 @@ def build(candidates: Sequence[Candidate]) -> Any:
     return page
 
 
+def _middleware() -> Any:
+    """Every answer carries the policy: whatever gradio's own page names, a browser fetches nothing from elsewhere."""
+    from starlette.middleware import Middleware
+
+    class StayAtHome:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            async def send_with_policy(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    headers = [*message.get("headers", []), (b"content-security-policy", POLICY.encode())]
+                    message = {**message, "headers": headers}
+                await send(message)
+
+            await self.app(scope, receive, send_with_policy)
+
+    return Middleware(StayAtHome)
+
+
 def launch(page: Any, *, port: int | None = None, host: str = "127.0.0.1", block: bool = True) -> str:
     """Serve a page on this machine; returns its address at once where it does not `block`.
 
@@ -160,11 +180,10 @@ def launch(page: Any, *, port: int | None = None, host: str = "127.0.0.1", block
     gr = require_gradio()
     fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     theme = gr.themes.Default(font=fonts[0], font_mono=fonts[1])  # the default theme's own come from a font server
-    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     try:
         _, address, _ = page.launch(
             server_name=host, server_port=port, share=False, inbrowser=False, quiet=True, prevent_thread_lock=True,
-            theme=theme, head=policy,
+            theme=theme, app_kwargs={"middleware": [_middleware()]},
         )  # fmt: skip
     except OSError as error:
         raise InputError(f"port {port or 'of the page'} cannot be used ({error}): give another by --port") from None

@@ -86,7 +86,7 @@ def test_resemblance_is_nothing_for_equals_and_reaches_the_projection() -> None:
         layer.weight.data = torch.eye(6)[:, :, None, None] * 3  # the scale does not matter
     assert resemblance(same, maps, maps).abs() < 1e-6
     other = resemblance(same, maps, [-m for m in maps])
-    assert other == pytest.approx(2, abs=1e-5)
+    assert other.item() == pytest.approx(2, abs=1e-5)
     other.backward()
     assert all(layer.weight.grad is not None for layer in same)
     assert [nearest(size, maps) for size in ((8, 8), (9, 9), (5, 5), (2, 2))] == [0, 0, 1, 1]
