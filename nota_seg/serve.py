@@ -58,9 +58,10 @@ class Candidate:
             price = None
         folder = Path(path)
         name = folder.parent.name if folder.name in ("best", "last") else folder.name
-        return cls(
-            name or str(path), model.to(device), class_names, Protocol(base_size=tuple(size) if size else None), price
-        )
+        protocol = Protocol(base_size=tuple(size) if size else None)
+        candidate = cls(name or str(path), model.to(device), class_names, protocol, price)
+        candidate.label(np.zeros((64, 64, 3), dtype=np.uint8))  # the first run is slow, and would be shown
+        return candidate
 
     def label(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         """Labels (H, W) of a picture (H, W, 3) uint8, and the seconds that took."""
@@ -94,12 +95,12 @@ def look(candidates: Sequence[Candidate], image: np.ndarray, alpha: float = 0.5)
         label = np.array([place[name] for name in candidate.class_names])[own]
         labels.append(label)
         shown = np.unique(label)
-        pictures.append(legend(overlay(image, label, colours, alpha), shown, names, colours))
+        pictures.append(overlay(image, label, colours, alpha))
         pictures.append(legend(colourise(label, colours), shown, names, colours))
         price = candidate.cost
         numbers = f"{price['params'] / 1e6:.3f} M | {price['macs'] / 1e9:.2f} G" if price else "- | -"
         rows.append(f"| {candidate.name} | {numbers} | {1000 * seconds:.0f} ms | {len(shown)} |")
-    head = ["| model | parameters | MACs at 512x512 | this picture, once | classes seen |", "|---|---|---|---|---|"]
+    head = ["| model | params | MACs, 512x512 | time, once | classes |", "|---|---|---|---|---|"]
     lines = [*head, *rows]
     if len(labels) == 2:
         different = labels[0] != labels[1]
@@ -139,13 +140,14 @@ def build(candidates: Sequence[Candidate]) -> Any:
                 alpha = gr.Slider(0, 1, 0.5, label="opacity of the classes")
                 table = gr.Markdown()
         panes = []
+        shown = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}  # and none that shares
         with gr.Row():
             for candidate in candidates:
                 with gr.Column():
                     for what in ("overlay", "labels"):
-                        panes.append(gr.Image(label=f"{candidate.name}: {what}", format="png", interactive=False))
+                        panes.append(gr.Image(label=f"{candidate.name}: {what}", **shown))
         if len(candidates) == 2:
-            panes.append(gr.Image(label="where they differ", format="png", interactive=False))
+            panes.append(gr.Image(label="where they differ", **shown))
         picture.change(show, [picture, alpha], [*panes, table], api_name="look")
         alpha.release(show, [picture, alpha], [*panes, table], api_name=False)
     return page

@@ -89,16 +89,19 @@ def test_files_are_checked_by_miou_and_int8_is_calibrated(
     saved: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["export", "--pretrain", str(saved), "--output-dir", str(tmp_path / "out"), "--data-dir", str(scenes)]
-    assert main([*words, "--format", "onnx,int8", "--calibration", "4", "--limit", "3"]) == 0
+    assert main([*words, "--format", "onnx,pt2,int8", "--calibration", "4", "--limit", "3"]) == 0
     assert "equal labels, mIoU" in capsys.readouterr().out
     import json
 
     result = json.loads((tmp_path / "out" / "export.json").read_text())
-    exact, int8 = result["formats"]["onnx"], result["formats"]["int8"]
-    assert exact["miou"] == pytest.approx(exact["miou_torch"], abs=1e-3) and exact["labels"] >= 0.999
+    exact, pt2, int8 = (result["formats"][key] for key in ("onnx", "pt2", "int8"))
+    for one in (exact, pt2):
+        assert one["miou"] == pytest.approx(one["miou_torch"], abs=1e-3) and one["labels"] >= 0.999
     assert 0 < int8["logits"] < 0.5 and int8["labels"] > 0.5
     assert int8["bytes"] < exact["bytes"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["export.json", "model-int8.onnx", "model.onnx"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "export.json", "model-int8.onnx", "model.onnx", "model.pt2",
+    ]  # fmt: skip
     import onnx
 
     kinds = {node.op_type for node in onnx.load(tmp_path / "out" / "model-int8.onnx").graph.node}
