@@ -157,6 +157,14 @@ class EvalSection(Section):
     grid: NonNegativeInt = 4  # pictures in the prediction grid
 
 
+class DistillSection(Section):
+    teacher: str | None = None  # a run, or a folder of ours or of transformers; None: no distillation
+    weight: NonNegativeFloat = 1.0  # of the logits' divergence
+    temperature: PositiveFloat = 2.0  # that softens both logits
+    features: NonNegativeFloat = 0.0  # of the stages' resemblance, by a projection
+    labels: NonNegativeFloat = 1.0  # of the ordinary loss
+
+
 class PretrainConfig(Section):
     """Tiny-ImageNet: DeiT's recipe as the study used it."""
 
@@ -178,6 +186,7 @@ class FinetuneConfig(Section):
     pretrain: str | None = None  # weights to start from
     data: FinetuneData = FinetuneData()
     loss: FinetuneLoss = FinetuneLoss()
+    distill: DistillSection = DistillSection()
     optim: OptimSection = OptimSection()
     train: TrainSection = TrainSection(epochs=60)
     eval: EvalSection = EvalSection()

@@ -203,6 +203,10 @@ def finetune(
         source = Part(source, config.data.fraction, config.train.seed)
 
     def make_task(accelerator: Accelerator) -> SegmentationTask:
+        if config.distill.teacher is not None:
+            from nota_seg.distill import DistillTask  # which is built on this module
+
+            return DistillTask(config, folder.path, accelerator, source)
         return SegmentationTask(config, folder.path, accelerator, source)
 
     return run(config, folder, make_task, phase="finetune", resume=resume, overwrite=overwrite, cpu=cpu)

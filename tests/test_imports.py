@@ -15,10 +15,18 @@ LAYERS = [
     ("nota_seg.models",),
     ("nota_seg.config", "nota_seg.metrics", "nota_seg.picture_counts", "nota_seg.catalogue", "nota_seg.scaffold"),
     ("nota_seg.data", "nota_seg.training", "nota_seg.inference"),
-    ("nota_seg.evaluate", "nota_seg.flops"),
-    ("nota_seg.predict", "nota_seg.finetune", "nota_seg.ensemble", "nota_seg.pseudo_label"),
-    ("nota_seg.report",),
-    ("nota_seg.ablate", "nota_seg.demo", "nota_seg.pseudo_loop"),
+    ("nota_seg.evaluate", "nota_seg.flops", "nota_seg.piecewise"),
+    (
+        "nota_seg.predict",
+        "nota_seg.finetune",
+        "nota_seg.distill",
+        "nota_seg.ensemble",
+        "nota_seg.pseudo_label",
+        "nota_seg.export",
+        "nota_seg.serve",
+    ),
+    ("nota_seg.report", "nota_seg.latency"),
+    ("nota_seg.ablate", "nota_seg.demo", "nota_seg.pseudo_loop", "nota_seg.search"),
     ("nota_seg.cli",),
 ]
 

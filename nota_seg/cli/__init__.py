@@ -19,15 +19,20 @@ from nota_seg.cli import (
     convert,
     data,
     demo,
+    distill,
     evaluate,
+    export,
     finetune,
     flops,
+    latency,
     models,
     new,
     predict,
     pretrain,
     pseudo_loop,
     report,
+    search,
+    serve,
     submit,
 )
 from util.errors import InputError
@@ -53,11 +58,16 @@ app.command("demo")(demo.demo)
 app.command("models")(models.models)
 app.command("pretrain")(pretrain.pretrain)
 app.command("finetune")(finetune.finetune)
+app.command("distill")(distill.distill)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("flops")(flops.flops)
 app.command("ablate")(ablate.ablate)
 app.command("compare")(compare.compare)
+app.command("search")(search.search)
+app.command("latency")(latency.latency)
+app.command("export")(export.export)
+app.command("serve")(serve.serve)
 app.command("convert")(convert.convert)
 app.command("pseudo-loop")(pseudo_loop.pseudo_loop)
 app.command("submit")(submit.submit)

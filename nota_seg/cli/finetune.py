@@ -37,6 +37,9 @@ def finetune(
     model: Annotated[
         str | None, typer.Option(help="Model name.  [default: that of --pretrain, else segformer-b0]")
     ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Distil this saved model meanwhile; see also `nota-seg distill`.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="[default: 60]")] = None,
     max_steps: MaxSteps = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures per process.  [default: 16]")] = None,
@@ -69,6 +72,7 @@ def finetune(
     options = {
         "data.path": data_dir,
         "pretrain": pretrain,
+        "distill.teacher": teacher,
         "train.epochs": epochs,
         "train.max_steps": max_steps,
         "train.batch_size": batch_size,

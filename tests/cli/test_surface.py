@@ -23,12 +23,17 @@ OPTIONS = {
     "finetune": {
         "--data-dir", "--save-path", "--output-dir", "--pretrain", "--model", "--epochs", "--max-steps", "--batch-size",
         "--crop-size", "--lr", "--seed", "--seeds", "--config", "--set", "--deterministic", "--debug",
-        "--device", "--gpu", "--resume", "--overwrite",
+        "--device", "--gpu", "--resume", "--overwrite", "--teacher",
     },
     "pseudo-loop": {
         "--data-dir", "--unlabelled", "--test-json", "--output-dir", "--rounds", "--pretrain", "--model", "--epochs",
         "--max-steps", "--batch-size", "--crop-size", "--lr", "--pixel", "--class", "--image", "--scales", "--tta",
         "--images", "--seed", "--config", "--set", "--deterministic", "--device", "--gpu", "--resume",
+    },
+    "distill": {
+        "--data-dir", "--save-path", "--output-dir", "--teacher", "--temperature", "--weight", "--features",
+        "--pretrain", "--model", "--epochs", "--max-steps", "--batch-size", "--crop-size", "--lr", "--seed", "--config",
+        "--set", "--device", "--gpu", "--resume", "--overwrite",
     },
     "eval": {
         "--data-dir", "--pretrain", "--split", "--mode", "--crop-size", "--stride", "--scales", "--flip", "--tta",
@@ -37,6 +42,20 @@ OPTIONS = {
     },
     "predict": {"--pretrain", "--output-dir", "--device", "--gpu", "--overwrite"},
     "flops": {"--model", "--pretrain", "--size", "--num-classes", "--set", "--json"},
+    "search": {
+        "--base", "--mixers", "--feedforwards", "--skips", "--decoders", "--dims", "--depths", "--max-params",
+        "--max-gmacs", "--max-latency", "--rank", "--samples", "--top", "--size", "--num-classes", "--seed",
+        "--output-dir", "--json", "--device", "--gpu", "--overwrite",
+    },
+    "latency": {
+        "--model", "--pretrain", "--size", "--batch-size", "--runtime", "--precision", "--threads", "--seconds",
+        "--rounds", "--num-classes", "--set", "--json", "--device", "--gpu",
+    },
+    "export": {
+        "--pretrain", "--output-dir", "--format", "--size", "--data-dir", "--calibration", "--limit", "--json",
+        "--overwrite",
+    },
+    "serve": {"--port", "--host", "--device", "--gpu"},
     "convert": {"--model", "--num-classes", "--task", "--set", "--overwrite"},
     "submit": {
         "--test-json", "--output", "--pretrain", "--labels", "--size", "--scales", "--tta", "--crf", "--clean",
@@ -134,6 +153,12 @@ def test_every_verb_helps_with_an_example(verb: str, capsys: pytest.CaptureFixtu
         ["ensemble", "--csv", "a.csv", "b.csv", "--output", "x.csv"],
         ["ensemble", "--csv", "a.csv", "--pretrain", "run", "--output", "x.csv"],
         ["ensemble", "--pretrain", "run", "--output", "x.csv"],
+        ["latency"],
+        ["latency", "--model", "segformer-b7"],
+        ["export", "--pretrain", "nowhere", "--output-dir", "x"],
+        ["search", "--mixers", "sar"],
+        ["serve", "nowhere"],
+        ["distill", "--data-dir", "nowhere", "--save-path", "x", "--teacher", "nowhere"],
         ["convert", "nowhere", "x", "--model", "segformer-b0"],
         ["compare", "nowhere"],
         ["ablate", "nowhere.yaml", "--output-dir", "x"],

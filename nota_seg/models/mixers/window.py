@@ -68,29 +68,32 @@ class WindowAttention(nn.Module):
         B, H, W, C = x_BHWC.shape
         w = self.size
         s = self.shift if self.shift_single or min(H, W) != w else 0
-        x_BPQC = F.pad(x_BHWC, (0, 0, 0, -W % w, 0, -H % w))
-        P, Q = x_BPQC.shape[1:3]
+        rows, columns = (H + w - 1) // w, (W + w - 1) // w
+        P, Q = rows * w, columns * w
+        x_BPQC = F.pad(x_BHWC, (0, 0, 0, Q - W, 0, P - H))
         if s:
             x_BPQC = x_BPQC.roll((-s, -s), dims=(1, 2))
-        x_nTC = self._to_windows(x_BPQC)
+        x_nTC = self._to_windows(x_BPQC, rows, columns)
         qkv_nT3hd = self.qkv(x_nTC).view(-1, w * w, 3, self.heads, self.head_dim)
         q_nhTd, k_nhTd, v_nhTd = qkv_nT3hd.permute(2, 0, 3, 1, 4).unbind(0)
-        out_nhTd = F.scaled_dot_product_attention(q_nhTd, k_nhTd, v_nhTd, attn_mask=self._mask(B, P, Q, s, q_nhTd))
-        x_BPQC = self._to_map(self.proj(out_nhTd.transpose(1, 2).flatten(2)), P, Q)
+        out_nhTd = F.scaled_dot_product_attention(
+            q_nhTd, k_nhTd, v_nhTd, attn_mask=self._mask(B, rows, columns, s, q_nhTd)
+        )
+        x_BPQC = self._to_map(self.proj(out_nhTd.transpose(1, 2).flatten(2)), B, rows, columns)
         if s:
             x_BPQC = x_BPQC.roll((s, s), dims=(1, 2))
         return x_BPQC[:, :H, :W].contiguous()
 
-    def _to_windows(self, x_BPQC: Tensor) -> Tensor:
-        B, P, Q, C = x_BPQC.shape
-        w = self.size
-        return x_BPQC.view(B, P // w, w, Q // w, w, C).transpose(2, 3).reshape(-1, w * w, C)
+    def _to_windows(self, x_BPQC: Tensor, rows: int, columns: int) -> Tensor:
+        B, w, C = x_BPQC.shape[0], self.size, x_BPQC.shape[3]
+        x_BrwcwC = x_BPQC.reshape(B, rows, w, columns, w, C)
+        return x_BrwcwC.transpose(2, 3).reshape(B * rows * columns, w * w, C)
 
-    def _to_map(self, x_nTC: Tensor, P: int, Q: int) -> Tensor:
-        w = self.size
-        return x_nTC.view(-1, P // w, Q // w, w, w, x_nTC.shape[-1]).transpose(2, 3).reshape(-1, P, Q, x_nTC.shape[-1])
+    def _to_map(self, x_nTC: Tensor, B: int, rows: int, columns: int) -> Tensor:
+        w, C = self.size, x_nTC.shape[-1]
+        return x_nTC.reshape(B, rows, columns, w, w, C).transpose(2, 3).reshape(B, rows * w, columns * w, C)
 
-    def _mask(self, B: int, P: int, Q: int, shift: int, like: Tensor) -> Tensor:
+    def _mask(self, B: int, rows: int, columns: int, shift: int, like: Tensor) -> Tensor:
         """What is added to the logits: position bias (1, h, T, T); in shifted blocks with the mask, (n, h, T, T)."""
         w = self.size
         y_T = torch.arange(w, device=like.device).repeat_interleave(w)
@@ -101,8 +104,8 @@ class WindowAttention(nn.Module):
             return bias_1hTT
         # The roll brought the far border next to the near one. Of the last window of a row or column, tokens on the
         # two sides of that seam must not see each other.
-        region_PQ = 3 * self._side(P, like)[:, None] + self._side(Q, like)
-        region_nT = self._to_windows(region_PQ[None, :, :, None])[..., 0]
+        region_PQ = 3 * self._side(rows * w, like)[:, None] + self._side(columns * w, like)
+        region_nT = self._to_windows(region_PQ[None, :, :, None], rows, columns)[..., 0]
         apart_n1TT = (region_nT[:, None, :, None] != region_nT[:, None, None, :]).to(like.dtype)
         return (bias_1hTT - 100 * apart_n1TT).repeat(B, 1, 1, 1)
 
