@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +79,15 @@ def test_a_single_run_is_no_folder_of_seeds(scenes: Path, tmp_path: Path) -> Non
     for more in ((), ("--resume",), ("--overwrite",)):
         assert main(finetune_words(scenes, tmp_path / "run", "--seeds", "2", *more)) == 2
     assert (tmp_path / "run" / "best").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_run_their_seeds_together(scenes: Path, tmp_path: Path) -> None:
+    words = finetune_words(scenes, tmp_path / "run", "--seeds", "2", "--device", "cpu")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "nota_seg.cli"]
+    done = subprocess.run([*launch, *words], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    for row in read(tmp_path / "run")["seeds"]:
+        counts = PictureCounts.load(tmp_path / "run" / row["folder"] / "eval.npz")
+        assert len(counts.names) == 4 and counts.names == sorted(counts.names)
+        assert counts.miou() == pytest.approx(row["best"])

@@ -166,6 +166,7 @@ def train(
             options=options, sets=sets or [], file=file, cpu=cpu, resume=resume, overwrite=overwrite,
             is_main=is_main_process(),
         )  # fmt: skip
+        leave_group()
         if is_main_process():
             print_json({**summary, output[0]: str(output[1])})
         if summary["failed"]:
@@ -176,8 +177,17 @@ def train(
         config_class, folder, options=options, sets=sets or [], file=file, resume=resume, overwrite=overwrite
     )
     result = task(config, folder, resume=resume, overwrite=overwrite, cpu=cpu)
+    leave_group()
     if is_main_process():
         print_json({**result, output[0]: str(output[1])})
+
+
+def leave_group() -> None:
+    """After the last training of this process."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def print_json(value: Any) -> None:

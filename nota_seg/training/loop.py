@@ -227,7 +227,8 @@ def train(task: Task, config: Any, folder: RunFolder, accelerator: Accelerator, 
                 raise Interrupted(
                     f"stopped after step {done} of {total}, nothing is lost; go on with: {resume_command()}"
                 )
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # not `end_training`: the next seed needs the processes' group
+        tracker.finish()
     if not result:  # everything was done before: judge what there is
         result = task.evaluate(judged, accelerator, total)
     return {**result, "best": best if math.isfinite(best) else None, "steps": total}
