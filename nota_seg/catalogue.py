@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from nota_seg.models import create_config, create_model
-from nota_seg.models.configuration import PER_STAGE
+from nota_seg.models.configuration import PER_STAGE, NotaSegConfig
 from nota_seg.models.modeling import has_textbook, textbook
 from nota_seg.models.registry import BLOCKS, DECODERS
 from nota_seg.models.study import STUDY
@@ -33,6 +33,11 @@ def model_table(names: Sequence[str], *, progress: Progress | None = None) -> li
     known: dict[str, list[tuple[int, list[int]]]] = {}
     for name in names:
         config = create_config(name)
+        if not isinstance(config, NotaSegConfig):
+            rows.append(_whole_row(name))
+            if progress is not None:
+                progress(1)
+            continue
         # A stage whose blocks are of different kinds is counted as it is.
         repeats = [1 if s["blocks"] else s["depth"] for s in config.stages]
         depths = [s["depth"] // n for s, n in zip(config.stages, repeats, strict=True)]
@@ -59,6 +64,20 @@ def model_table(names: Sequence[str], *, progress: Progress | None = None) -> li
         if progress is not None:
             progress(1)
     return rows
+
+
+def _whole_row(name: str) -> dict[str, Any]:
+    """Of a model that is not made of our stages."""
+    model = create_model(name)
+    macs = round(count(model, (1, 3, 512, 512), warm_up=(1, 3, 64, 64)).macs / 1e9, 3)
+    return {
+        "name": name,
+        "family": family_of(name),
+        "components": model.config.components(),
+        "params": sum(p.numel() for p in model.parameters()),
+        "gmacs": macs,
+        "gmacs_reference": macs,
+    }
 
 
 def _by_stage(model: Any) -> list[tuple[int, list[int]]]:

@@ -11,6 +11,7 @@ from copy import deepcopy
 from typing import Any
 
 from nota_seg.models.configuration import PER_STAGE, Architecture, NotaSegConfig
+from nota_seg.models.external import beit_names
 from nota_seg.models.families import FAMILIES
 from nota_seg.models.registry import DECODERS, FEEDFORWARDS, MIXERS, SKIPS, STEMS, Registry
 from util.errors import InputError, did_you_mean
@@ -28,6 +29,8 @@ def bases() -> dict[str, Architecture]:
 
 def family_of(name: str) -> str:
     """The family of a model name, with or without changes."""
+    if beit_names.is_beit(name):
+        return "beit"
     base, _ = parse_name(name)
     return next(family for family, members in FAMILIES.items() if base in members)
 
@@ -172,16 +175,18 @@ def list_models(family: str | None = None) -> list[str]:
 
     Every change of every base builds, and longer lists of changes do too: `create_model` parses names.
     """
+    if family == "beit":
+        return list(beit_names.BEIT)
     if family is not None and family not in FAMILIES:
-        raise InputError(f"unknown family {family!r}: {did_you_mean(family, FAMILIES)}")
+        raise InputError(f"unknown family {family!r}: {did_you_mean(family, [*FAMILIES, 'beit'])}")
     names = [base for one in ([family] if family else FAMILIES) for base in FAMILIES[one]]
     if names[0] == EXAMPLE:
         used = {c for components in create_config(EXAMPLE).components().values() for c in components}
         names[1:1] = [f"{EXAMPLE}-{change}" for change in changes() if change.rpartition(":")[2] not in used]
-    return names
+    return names if family else [*names, *beit_names.BEIT]
 
 
-def create_config(name: str, *, num_labels: int = 150, **overrides: Any) -> NotaSegConfig:
+def create_config(name: str, *, num_labels: int = 150, **overrides: Any) -> Any:
     """The configuration of a model name; `overrides` as in `apply_overrides`."""
     overrides = dict(overrides)
     if "id2label" in overrides:
@@ -191,6 +196,8 @@ def create_config(name: str, *, num_labels: int = 150, **overrides: Any) -> Nota
         overrides["label2id"] = {v: k for k, v in overrides["id2label"].items()}
     if num_labels < 1:
         raise InputError(f"num_labels must be at least 1, got {num_labels}")
+    if beit_names.is_beit(name):
+        return beit_names.create_config(name, num_labels, overrides)
     return NotaSegConfig(zoo_name=name, **apply_overrides(architecture(name), overrides))
 
 
@@ -208,6 +215,8 @@ def create_model(name: str, task: str = "segmentation", num_labels: int = 150, *
     """
     from nota_seg.models import modeling
 
+    if beit_names.is_beit(name):
+        return beit_names.create_model(create_config(name, num_labels=num_labels, **overrides), task)
     tasks = {
         "segmentation": modeling.NotaSegForSemanticSegmentation,
         "classification": modeling.NotaSegForImageClassification,

@@ -29,7 +29,7 @@ OPTIONS = {
     },
     "predict": {"--pretrain", "--output-dir", "--device", "--gpu", "--overwrite"},
     "flops": {"--model", "--pretrain", "--size", "--num-classes", "--set", "--json"},
-    "convert": {"--model", "--num-classes", "--task", "--set", "--overwrite"},
+    "convert": {"--model", "--num-classes", "--task", "--to", "--set", "--overwrite"},
     "new": set(),
     "data": set(),
 }  # fmt: skip

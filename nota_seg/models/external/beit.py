@@ -79,7 +79,9 @@ class BeitUperNetConfig(PretrainedConfig):
     ) -> None:
         sides = [crop_size] * 2 if isinstance(crop_size, int) else list(crop_size)
         if len(sides) != 2 or any(not isinstance(s, int) or s < 2 * PATCH or s % PATCH for s in sides):
-            raise InputError(f"crop_size must be one or two multiples of {PATCH} from {2 * PATCH} on, got {crop_size!r}")
+            raise InputError(
+                f"crop_size must be one or two multiples of {PATCH} from {2 * PATCH} on, got {crop_size!r}"
+            )
         if dim % heads:
             raise InputError(f"{heads} heads do not divide {dim} channels")
         if not 0 <= drop_path_rate < 1:
