@@ -21,6 +21,7 @@ from nota_seg.inference import Protocol
 from nota_seg.models import create_model
 from nota_seg.models.checkpoints import load_checkpoint
 from nota_seg.models.configuration import NotaSegConfig
+from nota_seg.models.external import beit_names
 from nota_seg.models.losses import upsampled_cross_entropy
 from nota_seg.models.pixels import normalise
 from nota_seg.training.runs import run
@@ -57,6 +58,7 @@ class SegmentationTask:
             max_class_share=data.max_class_share,
             flip=data.hflip,
             jitter=data.color_jitter,
+            short_side=data.short_side,
             extra=data.extra,
         )
         processes = max(1, config.train.workers) * accelerator.num_processes
@@ -67,7 +69,14 @@ class SegmentationTask:
         self.protocol = protocol_of(config.eval, data.crop_size, data.base_size)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        logits = model(normalise(batch["pixels"].permute(0, 3, 1, 2), self.mean, self.std)).logits
+        out = model(normalise(batch["pixels"].permute(0, 3, 1, 2), self.mean, self.std))
+        loss = self.judge(out.logits, batch)
+        if getattr(out, "auxiliary_logits", None) is not None:
+            loss = loss + self.model.config.auxiliary_weight * self.judge(out.auxiliary_logits, batch)
+        return loss
+
+    def judge(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """The loss of one head."""
         weight = None if self.class_weights is None else self.class_weights.to(logits.device)
         return upsampled_cross_entropy(logits, batch["labels"], weight=weight)
 
@@ -108,6 +117,8 @@ def build_model(config: FinetuneConfig, source: SegmentationSource, say: Any) ->
     overrides["id2label"] = dict(enumerate(source.class_names))
     overrides["label2id"] = {name: i for i, name in enumerate(source.class_names)}
     overrides["image_size"] = config.data.base_size
+    if beit_names.is_beit(config.model.name):
+        overrides.setdefault("crop_size", list(config.data.crop_size))
     model = create_model(config.model.name, num_labels=source.num_labels, **overrides)
     if config.pretrain is None:
         say("no --pretrain: the encoder starts from random weights")
@@ -124,6 +135,8 @@ def model_options(name: str | None, pretrain: str | None, *, resume: bool) -> di
     if name is not None or resume or pretrain is None or not (Path(pretrain) / "config.json").is_file():
         return {"model.name": name}
     saved = json.loads((Path(pretrain) / "config.json").read_text(encoding="utf-8"))
+    if saved.get("model_type") == beit_names.BeitUperNetConfig.model_type:
+        return {f"model.{key}": value for key, value in beit_names.settings_of(saved).items()}
     if saved.get("model_type") != NotaSegConfig.model_type:
         return {}
     return {"model.name": saved["zoo_name"], "model.stages": saved["stages"], "model.decoder": saved["decoder"]}

@@ -34,8 +34,7 @@ def convert(
 
     Example: `nota-seg convert weights/beit-b beit-b-mmseg.pth --to mmseg`
     """
-    from nota_seg.models.checkpoints import class_names, load_checkpoint
-    from nota_seg.models.checkpoints import beit
+    from nota_seg.models.checkpoints import beit, class_names, load_checkpoint
     from nota_seg.models.external.beit_names import is_beit
     from nota_seg.models.loading import load_model
     from nota_seg.models.zoo import create_from_settings

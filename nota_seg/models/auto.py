@@ -8,7 +8,6 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from nota_seg.models.configuration import NotaSegConfig
-from nota_seg.models.external import beit
 from nota_seg.models.modeling import (
     NotaSegBackbone,
     NotaSegForImageClassification,
@@ -18,10 +17,8 @@ from nota_seg.models.modeling import (
 
 def register() -> None:
     """Idempotent."""
-    AutoConfig.register(beit.BeitUperNetConfig.model_type, beit.BeitUperNetConfig, exist_ok=True)
-    AutoBackbone.register(beit.BeitUperNetConfig, beit.BeitBackbone, exist_ok=True)
-    AutoModelForImageClassification.register(beit.BeitUperNetConfig, beit.BeitForImageClassification, exist_ok=True)
-    AutoModelForSemanticSegmentation.register(beit.BeitUperNetConfig, beit.BeitForSemanticSegmentation, exist_ok=True)
+    import nota_seg.models.external.beit  # noqa: F401  (registers its own: transformers' Beit may be what brings us here)
+
     AutoConfig.register(NotaSegConfig.model_type, NotaSegConfig, exist_ok=True)
     AutoBackbone.register(NotaSegConfig, NotaSegBackbone, exist_ok=True)
     AutoModelForImageClassification.register(NotaSegConfig, NotaSegForImageClassification, exist_ok=True)

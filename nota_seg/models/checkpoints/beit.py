@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nota_seg.models.checkpoints.format import Format, Rule, State, substitute
 from nota_seg.models.checkpoints.heads import conv_norm, head_rules
@@ -275,8 +274,8 @@ def load_beit(model: BeitPreTrained, path: str | Path, *, strict: bool = True) -
         have = f"{tuple(renamed[first].shape)} there" if first in renamed else "not there"
         wants = f"{tuple(target[first].shape)} in the model and {have}" if first in target else "only there"
         raise InputError(
-            f"{path} ({published.name}): {len(absent) + len(homeless)} encoder weights do not fit {model.config.zoo_name}"
-            f"; the first, {first}, is {wants}; these are weights of a model with {_size(renamed)}"
+            f"{path} ({published.name}): {len(absent) + len(homeless)} encoder weights do not fit "
+            f"{model.config.zoo_name}; the first, {first}, is {wants}; these are weights of {_size(renamed)}"
         )
     with torch.no_grad():
         for key, value in fitting.items():

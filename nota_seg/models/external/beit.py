@@ -14,7 +14,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BeitConfig, BeitModel, PretrainedConfig
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    BeitConfig,
+    BeitModel,
+    PretrainedConfig,
+)
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput, SemanticSegmenterOutput
 
 from nota_seg.models.configuration import IMAGENET_MEAN, IMAGENET_STD
@@ -318,3 +326,9 @@ def padded(x_BCHW: Tensor) -> Tensor:
     if (height, width) == tuple(x_BCHW.shape[2:]):
         return x_BCHW
     return F.pad(x_BCHW, (0, width - x_BCHW.shape[3], 0, height - x_BCHW.shape[2]))
+
+
+AutoConfig.register(BeitUperNetConfig.model_type, BeitUperNetConfig, exist_ok=True)
+AutoBackbone.register(BeitUperNetConfig, BeitBackbone, exist_ok=True)
+AutoModelForImageClassification.register(BeitUperNetConfig, BeitForImageClassification, exist_ok=True)
+AutoModelForSemanticSegmentation.register(BeitUperNetConfig, BeitForSemanticSegmentation, exist_ok=True)

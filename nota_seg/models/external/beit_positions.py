@@ -66,7 +66,7 @@ class RelativePositionBias(nn.Module):
             nn.init.zeros_(self.relative_position_bias_table)
 
     def forward(self, window: Window, interpolate_pos_encoding: bool = False, dim_size: int | None = None) -> Tensor:
-        """(1, heads, N + 1, N + 1), to add to the attention scores; the other arguments are transformers' and unused."""
+        """(1, heads, N + 1, N + 1), to add to the attention scores; the other arguments are transformers', unused."""
         table = self.relative_position_bias_table
         window = (int(window[0]), int(window[1]))
         if window != self.window:
