@@ -80,6 +80,12 @@ class Protocol:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
+def trained_window(model: nn.Module) -> Size | None:
+    """The crop that a model's position tables were made for: it is looked through on larger pictures. None: no such."""
+    crop = getattr(getattr(model, "config", None), "crop_size", None)
+    return None if crop is None else (int(crop[0]), int(crop[1]))
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; after it every part has its own mode back (frozen norms stay frozen)."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from nota_seg.models.resize import taps
 
 Size = tuple[int, int]
-TRIM = 16  # rows of coarse logits that must be done with before they are given up
+TRIM = 8  # rows of coarse logits that must be done with before they are given up
 
 
 def starts(length: int, crop: int, stride: int) -> Iterator[int]:
@@ -127,7 +127,8 @@ class View:
         stride: Size | None = None,
     ) -> None:
         H, W = pictures.shape[2:]
-        self.forward, self.pictures, self.size, self.change = forward, pictures, size, change
+        self.forward, self.pictures, self.change = forward, pictures, change
+        self.size: Size = (size[0], size[1])
         self.own_size: Size = (max(1, int(H * scale + 0.5)), max(1, int(W * scale + 0.5)))
         self.crop_size = crop_size
         seen = self.own_size[::-1] if change.turned else self.own_size
@@ -146,11 +147,11 @@ class View:
         if self.crop_size is None:
             # In one step to the size wanted, and not through the view's, so that one view is `model.predict_labels`.
             return resized_rows(self._logits(self.windows[0]), self.size, first, last)
-        low, high, _ = taps(self.own_size[0], self.size[0])
-        top, bottom = int(low[first]), int(high[last - 1]) + 1
-        own = self._own_rows(top, bottom)
         if self.size == self.own_size:
-            return own
+            return self._own_rows(first, last)
+        low, high, _ = taps(self.own_size[0], self.size[0])
+        top = int(low[first])
+        own = self._own_rows(top, int(high[last - 1]) + 1)
         return resized_rows(own, self.size, first, last, offset=top, height=self.own_size[0])
 
     def _own_rows(self, top: int, bottom: int) -> Tensor:
@@ -202,4 +203,4 @@ def band_height(views: Sequence[View], values: int) -> int:
     return max(1, int(BAND / (values * max(widest, views[0].size[1]))))
 
 
-BAND = 1 << 24  # 64 MB of float32
+BAND = 1 << 23  # 32 MB of float32
