@@ -117,8 +117,7 @@ def build_model(config: FinetuneConfig, source: SegmentationSource, say: Any) ->
     overrides["id2label"] = dict(enumerate(source.class_names))
     overrides["label2id"] = {name: i for i, name in enumerate(source.class_names)}
     overrides["image_size"] = config.data.base_size
-    if beit_names.is_beit(config.model.name):
-        overrides.setdefault("crop_size", list(config.data.crop_size))
+    overrides = beit_names.crop_overrides(config.model.name, config.data.crop_size, overrides)
     model = create_model(config.model.name, num_labels=source.num_labels, **overrides)
     if config.pretrain is None:
         say("no --pretrain: the encoder starts from random weights")

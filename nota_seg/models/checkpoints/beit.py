@@ -6,6 +6,7 @@ for another window are resized as published, and every key of the file is accoun
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from nota_seg.models.checkpoints.format import Format, Rule, State, substitute
 from nota_seg.models.checkpoints.heads import conv_norm, head_rules
 from nota_seg.models.checkpoints.reading import read_state_dict
 from nota_seg.models.checkpoints.report import TransferReport
+from nota_seg.models.checkpoints.transfer import config_beside
 from nota_seg.models.external.beit import PATCH, BeitForSemanticSegmentation, BeitPreTrained
 from nota_seg.models.external.beit_positions import (
     EXTRA,
@@ -169,8 +171,19 @@ def _recognised(path: str | Path) -> tuple[Format, State, dict[str, str]]:
     raise InputError(f"{path}: no BEiT weights (first keys {sorted(state)[:3]}); known: {known}")
 
 
-def _window(state: State, own: Window) -> Window | None:
-    """The window of a file's tables: as its index says, else the model's own if that fits, else a square.
+def _saved_window(path: str | Path) -> Window | None:
+    """The window in the config.json beside a weights file of ours."""
+    file = config_beside(path)
+    try:
+        crop = json.loads(file.read_text(encoding="utf-8"))["crop_size"] if file else None
+        return None if crop is None else (int(crop[0]) // PATCH, int(crop[1]) // PATCH)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _window(state: State, own: Window, saved: Window | None = None) -> Window | None:
+    """The window of a file's tables: as its index or configuration says, else the model's own if that fits, else a
+    square.
 
     Raises:
         InputError: The number of rows is that of no such window.
@@ -187,8 +200,9 @@ def _window(state: State, own: Window) -> Window | None:
         found = (len(index) - 1) // columns, columns
         if table_rows(found) == rows:
             return found
-    if table_rows(own) == rows:
-        return own
+    for fitting in (saved, own):
+        if fitting is not None and table_rows(fitting) == rows:
+            return fitting
     side = round((rows - EXTRA) ** 0.5)
     if side * side == rows - EXTRA and side % 2:
         return (side + 1) // 2, (side + 1) // 2
@@ -206,7 +220,7 @@ def settings(path: str | Path, chosen: Mapping[str, Any]) -> dict[str, Any]:
     if POSITIONS in named:
         result["absolute_positions"] = True
     if "crop_size" not in chosen and "decoder.classifier.weight" in named:
-        window = _window(state, (0, 0))
+        window = _window(state, (0, 0), _saved_window(path))
         if window is not None:
             result["crop_size"] = [side * PATCH for side in window]
     return result
@@ -239,7 +253,7 @@ def load_beit(model: BeitPreTrained, path: str | Path, *, strict: bool = True) -
         raise InputError(f"{path} has absolute positions and the model has not: --set model.absolute_positions=true")
 
     own = model.config.window
-    window = _window(source, own)
+    window = _window(source, own, _saved_window(path))
     fitting: State = {}
     for key, value in renamed.items():
         was = value

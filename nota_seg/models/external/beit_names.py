@@ -7,6 +7,7 @@ from inspect import signature
 from typing import Any
 
 from nota_seg.models.external.beit import (
+    PATCH,
     BeitBackbone,
     BeitForImageClassification,
     BeitForSemanticSegmentation,
@@ -37,6 +38,14 @@ TASKS: dict[str, type[BeitPreTrained]] = {
 
 def is_beit(name: str) -> bool:
     return name.startswith("beit-")
+
+
+def crop_overrides(name: str, crop: tuple[int, int], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Overrides with the crop that a run trains on as the one of the position tables, unless they name another."""
+    if not is_beit(name):
+        return overrides
+    whole = [max(2, round(side / PATCH)) * PATCH for side in crop]  # the tables resize to what is between
+    return {"crop_size": whole, **overrides}
 
 
 def base_of(name: str) -> tuple[str, str | None]:

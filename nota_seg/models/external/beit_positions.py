@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from scipy.interpolate import RectBivariateSpline
 from torch import Tensor, nn
 
-from util.errors import InputError
-
 Window = tuple[int, int]  # (rows, columns) of patches
 EXTRA = 3  # rows of the class token
 
@@ -125,11 +123,10 @@ def resize_table(table: Tensor, source: Window, target: Window) -> Tensor:
     if source == target:
         return table
     sides, wanted = _sides(source), _sides(target)
-    if min(sides) < 5:
-        raise InputError(f"a table of a {source[0]}x{source[1]} window is too small for a bicubic spline: 3x3 at least")
     (y, new_y), (x, new_x) = (_axes(s, t) for s, t in zip(sides, wanted, strict=True))
     heads = table[:-EXTRA].detach().cpu().double().t().reshape(-1, *sides).numpy()
-    resized = np.stack([RectBivariateSpline(y, x, head)(new_y, new_x) for head in heads])
+    degrees = [min(3, side - 1) for side in sides]  # a window of 2 has too few offsets for a cubic
+    resized = np.stack([RectBivariateSpline(y, x, head, kx=degrees[0], ky=degrees[1])(new_y, new_x) for head in heads])
     rows = torch.from_numpy(resized).flatten(1).t().to(table)
     return torch.cat([rows, table[-EXTRA:]])
 
