@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from imagenet_pretrain.augment import EvalTransform, TrainTransform, make_erasing, make_mixup
 from imagenet_pretrain.data import EvalImages, ImageSource, TrainImages, open_images
 from nota_seg.config import PretrainConfig
-from nota_seg.models import create_model
+from nota_seg.models import create_model, external
 from nota_seg.models.pixels import normalise
 from nota_seg.training.loop import quiet_worker, to_device
 from nota_seg.training.runs import run
@@ -43,7 +43,7 @@ class ClassificationTask:
             id2label=dict(enumerate(names)),
             label2id={name: i for i, name in enumerate(names)},
             image_size=(size, size),
-            **config.model.overrides(),
+            **external.for_crops(config.model.name, (size, size), config.model.overrides()),
         )
         augment, mean, std = config.augment, self.model.config.image_mean, self.model.config.image_std
         transform = TrainTransform(

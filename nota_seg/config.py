@@ -1,6 +1,7 @@
 """Run configuration: typed sections, YAML files, `key=value` overrides. What a run used is written beside its results.
 
-Precedence, weakest first: the defaults here (the recipes), `--config FILE`, named options, `--set key=value`.
+Precedence, weakest first: the defaults here, the published recipe of the model where `recipes/` has one, `--config
+FILE`, named options, `--set key=value`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pydantic.fields import FieldInfo
 from util.errors import InputError, did_you_mean
 
 Size = tuple[PositiveInt, PositiveInt]
+RECIPES = Path(__file__).parent / "recipes"  # NAME.yaml: fine-tuning of the model NAME, or for --config NAME
 
 
 class Section(BaseModel):
@@ -54,6 +56,7 @@ class OptimSection(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.01  # not on norms and biases
     decoder_lr_scale: PositiveFloat = 10.0
+    layer_decay: float | None = Field(None, gt=0, le=1)  # lr of block i of L times this to the power of L - i, i from 0
     schedule: Literal[
         "poly", "cosine", "constant", "cosine_restarts", "step", "multistep", "exponential", "onecycle"
     ] = "poly"
@@ -112,6 +115,7 @@ class FinetuneData(Section):
     crop_size: Size = (512, 512)  # height, width in pixels
     base_size: Size | None = (2048, 512)  # long, short side a picture is fitted to before scaling; None: as it is
     scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
+    short_side: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None  # lowest, highest, step: instead of scale
     max_class_share: float = Field(0.75, gt=0, le=1)  # of a crop
     hflip: float = Field(0.5, ge=0, le=1)
     color_jitter: tuple[float, float, float, float] | None = (0.25, 0.25, 0.25, 0.1)
@@ -218,8 +222,12 @@ def build(
         sets: `key=value` strings, the value in YAML.
     """
     values: dict[str, Any] = cls().model_dump() if base is None else deepcopy(dict(base))
+    sets, chosen = list(sets), load_yaml(file) if file is not None else {}
+    recipe = recipe_of(_model_name(chosen, options or {}, sets)) if base is None and cls is FinetuneConfig else None
+    if recipe is not None:
+        _merge(values, load_yaml(recipe), cls, str(recipe))
     if file is not None:
-        _merge(values, load_yaml(file), cls, str(file))
+        _merge(values, chosen, cls, str(file))
     for key, value in (options or {}).items():
         if value is not None:
             put(values, key, value, cls)
@@ -246,12 +254,33 @@ def validate(cls: type[Config], values: Mapping[str, Any]) -> Config:
         raise InputError(f"{key or 'configuration'}: {reason}, got {first['input']!r}") from None
 
 
+def recipe_of(name: str) -> Path | None:
+    """The published recipe of a model, also under a name with changes (`beit-b-upernet-fpn`)."""
+    found = [f for f in RECIPES.glob("*.yaml") if name == f.stem or name.startswith(f.stem + "-")]
+    return max(found, key=lambda f: len(f.stem), default=None)
+
+
+def _model_name(file: Mapping[str, Any], options: Mapping[str, Any], sets: Iterable[str]) -> str:
+    """The model that a configuration will name, before it is put together; the strongest counts."""
+    of_sets = [item.partition("=")[2] for item in sets if item.partition("=")[0].strip() == "model.name"]
+    section = file.get("model")
+    of_file = section.get("name") if isinstance(section, Mapping) else None
+    return str((of_sets[-1:] or [options.get("model.name") or of_file or ""])[0])
+
+
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file with a mapping at its top."""
+    """A YAML file with a mapping at its top, or one of our recipes by its name."""
+    path = Path(path)
+    shipped = RECIPES / f"{path}.yaml"
+    if not path.exists() and path.name == str(path) and shipped.is_file():
+        path = shipped
     try:
         value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"no configuration file {str(path)!r}") from None
+        shipped_names = sorted(f.stem for f in RECIPES.glob("*.yaml"))
+        raise InputError(
+            f"no configuration file {str(path)!r}, and no recipe of ours: {did_you_mean(str(path), shipped_names)}"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML: {error}") from None
     if not isinstance(value, dict):

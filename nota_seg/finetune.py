@@ -69,6 +69,7 @@ class SegmentationTask:
             max_class_share=data.max_class_share,
             flip=data.hflip,
             jitter=data.color_jitter,
+            short_side=data.short_side,
             extra=data.extra,
             banks=banks,
         )
@@ -83,7 +84,14 @@ class SegmentationTask:
         self.protocol = protocol_of(config.eval, data.crop_size, data.base_size)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        logits = model(normalise(batch["pixels"].permute(0, 3, 1, 2), self.mean, self.std)).logits
+        out = model(normalise(batch["pixels"].permute(0, 3, 1, 2), self.mean, self.std))
+        loss = self.judge(out.logits, batch)
+        if getattr(out, "auxiliary_logits", None) is not None:
+            loss = loss + self.model.config.auxiliary_weight * self.judge(out.auxiliary_logits, batch)
+        return loss
+
+    def judge(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """The loss of one head."""
         if not self.criterion.is_plain:
             return self.criterion(logits, batch["labels"])
         weight = None if self.class_weights is None else self.class_weights.to(logits.device)
@@ -138,6 +146,7 @@ def build_model(config: FinetuneConfig, source: SegmentationSource, say: Any) ->
     overrides["image_size"] = config.data.base_size
     if config.pretrain is not None:
         overrides.pop("pretrained", None)  # of models of other libraries: weights of the hub would be overwritten
+    overrides = external.for_crops(config.model.name, config.data.crop_size, overrides)
     model = create_model(config.model.name, num_labels=source.num_labels, **overrides)
     if config.pretrain is None and not overrides.get("pretrained"):
         say("no --pretrain: the encoder starts from random weights")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from nota_seg.models.configuration import IMAGENET_MEAN, IMAGENET_STD
 from nota_seg.models.labels import labels_from_logits
 from nota_seg.models.pixels import normalise
+from nota_seg.views import Change, View, band_height
 from util.errors import InputError, did_you_mean
 
 Size = tuple[int, int]
@@ -88,6 +89,12 @@ class Protocol:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
+def trained_window(model: nn.Module) -> Size | None:
+    """The crop that a model's position tables were made for: it is looked through on larger pictures. None: no such."""
+    crop = getattr(getattr(model, "config", None), "crop_size", None)
+    return None if crop is None else (int(crop[0]), int(crop[1]))
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; after it every part has its own mode back (frozen norms stay frozen)."""
@@ -120,19 +127,6 @@ def _autocast(device: torch.device, protocol: Protocol) -> AbstractContextManage
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def _upsampled(logits: Tensor, size: Size) -> Tensor:
-    logits = logits.float()
-    if tuple(logits.shape[2:]) == tuple(size):
-        return logits
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def _starts(length: int, crop: int, stride: int) -> Iterator[int]:
-    """Where windows begin along one side; the last one is moved back to end at the border."""
-    for i in range(-(-max(0, length - crop) // stride) + 1):
-        yield max(0, min(i * stride, length - crop))
-
-
 def slide_logits(model: nn.Module, pixel_values: Tensor, crop_size: Size, stride: Size) -> Tensor:
     """Logits at the input's size, averaged where windows overlap.
 
@@ -145,36 +139,50 @@ def slide_logits(model: nn.Module, pixel_values: Tensor, crop_size: Size, stride
     Returns:
         (B, K, H, W) float32.
     """
-    H, W = pixel_values.shape[2:]
-    (ch, cw), (sh, sw) = crop_size, stride
-    pixel_values = F.pad(pixel_values, (0, max(0, cw - W), 0, max(0, ch - H)))
-    height, width = pixel_values.shape[2:]
-    total: Tensor | None = None
-    count = torch.zeros(1, 1, height, width, device=pixel_values.device)
-    for y in _starts(height, ch, sh):
-        for x in _starts(width, cw, sw):
-            window = (..., slice(y, y + ch), slice(x, x + cw))
-            logits = _upsampled(model(pixel_values[window]).logits, crop_size)
-            if total is None:
-                total = logits.new_zeros(*logits.shape[:2], height, width)
-            total[window] += logits
-            count[window] += 1
-    assert total is not None  # there is always a first window
-    return total.div_(count)[..., :H, :W]
+    H, W = int(pixel_values.shape[2]), int(pixel_values.shape[3])
+    view = View(lambda x: model(x).logits, pixel_values, 1.0, (H, W), Change(), crop_size, stride)
+    return view.rows(0, H)
 
 
-def _view_logits(model: nn.Module, x: Tensor, protocol: Protocol) -> Tensor:
-    """Logits of one view: at its size when sliding, at the model's own resolution otherwise."""
-    if protocol.mode == "slide":
-        assert protocol.crop_size is not None and protocol.stride is not None  # Protocol sees to it
-        return slide_logits(model, x, protocol.crop_size, protocol.stride)
-    return model(x).logits
+def _views(model: nn.Module, pixel_values: Tensor, size: Size, protocol: Protocol) -> Iterator[View]:
+    """All views of a protocol; nothing is computed yet."""
+
+    def forward(x: Tensor) -> Tensor:
+        with _autocast(x.device, protocol):
+            return model(x).logits
+
+    asked = (protocol.flip, protocol.vflip, protocol.rot90)
+    changes = [Change(*one) for one in itertools.product(*((False, True) if one else (False,) for one in asked))]
+    for intensity in protocol.intensities:
+        pictures = normalise(_brightened(pixel_values, intensity), *statistics_of(model))
+        for scale, change in itertools.product(protocol.scales, changes):
+            yield View(forward, pictures, scale, size, change, protocol.crop_size, protocol.stride)
+
+
+def _bands(model: nn.Module, pixel_values: Tensor, size: Size, protocol: Protocol) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the result and their scores (B, K, rows, W), from the top: mean probabilities; of one view its logits."""
+    views = list(_views(model, pixel_values, size, protocol))
+    B, K = views[0].rows(0, 1).shape[:2]  # the windows it looked through are kept
+    step = band_height(views, B * K)
+    for first in range(0, size[0], step):
+        last = min(first + step, size[0])
+        if len(views) == 1:
+            yield slice(first, last), views[0].rows(first, last)
+            continue
+        total: Tensor | None = None
+        for view in views:
+            p = view.rows(first, last).softmax(dim=1)
+            total = p if total is None else total.add_(p)
+        assert total is not None  # Protocol has at least one scale
+        yield slice(first, last), total.div_(len(views))
 
 
 def _resized(x: Tensor, scale: float) -> Tensor:
-    """The picture at a scale, rounded as mmseg does; bilinear without antialiasing, as OpenCV's linear."""
-    H, W = x.shape[2:]
-    return _upsampled(x, (max(1, int(H * scale + 0.5)), max(1, int(W * scale + 0.5))))
+    """The picture at a scale, as `View` has it."""
+    size = tuple(max(1, int(side * scale + 0.5)) for side in x.shape[2:])
+    if size == tuple(x.shape[2:]):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 def _brightened(pixel_values: Tensor, intensity: float) -> Tensor:
@@ -195,34 +203,21 @@ def predict_probabilities(model: nn.Module, pixel_values: Tensor, size: Size, pr
         protocol: Views, windows, precision. Its `base_size` is the caller's to apply, see `transforms.resize_for_eval`.
 
     Returns:
-        (B, K, H, W) float32. At most this and one view are held at a time.
+        (B, K, H, W) float32. Beside this only bands of it, and the model's coarse logits of the windows in the band at
+        hand (without windows, of every view), are held at a time.
     """
-    total: Tensor | None = None
-    asked = (protocol.flip, protocol.vflip, protocol.rot90)
-    changes = list(itertools.product(*((False, True) if one else (False,) for one in asked)))
-    for intensity, scale in itertools.product(protocol.intensities, protocol.scales):
-        pictures = normalise(_brightened(pixel_values, intensity), *statistics_of(model))
-        view = _resized(pictures, scale)
-        for mirrored, upside_down, turned in changes:
-            axes = [3] * mirrored + [2] * upside_down
-            seen = view.flip(axes) if axes else view
-            with _autocast(view.device, protocol):
-                logits = _view_logits(model, seen.rot90(1, (2, 3)) if turned else seen, protocol)
-            logits = logits.rot90(-1, (2, 3)) if turned else logits
-            logits = logits.flip(axes) if axes else logits
-            # A copy only where the model's own tensor would be overwritten: everything below works in place.
-            p = _upsampled(logits, size)
-            p = p.clone() if p.data_ptr() == logits.data_ptr() else p
-            p.sub_(p.amax(dim=1, keepdim=True)).exp_()
-            p.div_(p.sum(dim=1, keepdim=True))
-            total = p if total is None else total.add_(p)
-    assert total is not None  # Protocol has at least one scale
-    return total.div_(protocol.views)
+    result: Tensor | None = None
+    for rows, scores in _bands(model, pixel_values, size, protocol):
+        if result is None:
+            result = scores.new_empty(*scores.shape[:2], *size)
+        result[:, :, rows] = scores.softmax(dim=1) if protocol.views == 1 else scores
+    assert result is not None  # a picture has a row
+    return result
 
 
 @torch.inference_mode()
 def predict_labels(model: nn.Module, pixel_values: Tensor, size: Size, protocol: Protocol) -> Tensor:
-    """Label maps at `size`: the argmax of `predict_probabilities`, without the probabilities where one view suffices.
+    """Label maps at `size`: the argmax of `predict_probabilities`, which are never held but for some rows of them.
 
     Args:
         model: Anything with `forward(pixel_values).logits`, in evaluation mode.
@@ -232,12 +227,10 @@ def predict_labels(model: nn.Module, pixel_values: Tensor, size: Size, protocol:
     Returns:
         (B, H, W) int64.
     """
-    if protocol.views > 1:
-        return predict_probabilities(model, pixel_values, size, protocol).argmax(dim=1)
-    pixel_values = _brightened(pixel_values, protocol.intensities[0])
-    x = _resized(normalise(pixel_values, *statistics_of(model)), protocol.scales[0])
-    own = getattr(model, "predict_labels", None)  # models of other libraries have none
-    with _autocast(x.device, protocol):
-        if protocol.mode == "whole" and own is not None:
-            return own(x, size)
-        return labels_from_logits(_view_logits(model, x, protocol), size)
+    if protocol.views == 1 and protocol.mode == "whole":
+        pictures = normalise(_brightened(pixel_values, protocol.intensities[0]), *statistics_of(model))
+        x, own = _resized(pictures, protocol.scales[0]), getattr(model, "predict_labels", None)
+        with _autocast(x.device, protocol):  # models of other libraries have no `predict_labels`
+            return own(x, size) if own is not None else labels_from_logits(model(x).logits, size)
+    bands = _bands(model, pixel_values, size, protocol)
+    return torch.cat([scores.argmax(dim=1) for _, scores in bands], dim=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nota_seg.config import FinetuneConfig, PretrainConfig, build, differences, dump, load_yaml
+from nota_seg.config import RECIPES, FinetuneConfig, PretrainConfig, build, differences, dump, load_yaml
 from util.errors import InputError
 
 
@@ -78,3 +78,43 @@ def test_dump_builds_the_same_again() -> None:
     again = build(FinetuneConfig, base=dump(config))
     assert again == config and not differences(dump(config), dump(again))
     assert differences({"a": {"b": 1}}, {"a": {"b": 2}}) == {"a.b": (1, 2)}
+
+
+def test_a_model_brings_its_recipe() -> None:
+    for options, sets, scale in (
+        ({"model.name": "beit-l-upernet"}, [], 1.0),
+        ({"model.name": "segformer-b0"}, ["model.name=beit-l-upernet-fpn"], 1.0),
+        ({"model.name": "beit-l-upernet"}, ["optim.decoder_lr_scale=3"], 3.0),
+    ):
+        config = build(FinetuneConfig, options={**options, "data.crop_size": None}, sets=sets)
+        assert config.optim.lr == 2e-5 and config.optim.layer_decay == 0.95 and config.optim.warmup_steps == 3000
+        assert config.data.crop_size == (640, 640) and config.eval.mode == "slide"
+        assert config.optim.decoder_lr_scale == scale
+    assert build(FinetuneConfig, options={"model.name": "segformer-b0"}) == FinetuneConfig()
+    saved = dump(build(FinetuneConfig, options={"model.name": "beit-l-upernet", "optim.lr": 1e-3}))
+    assert build(FinetuneConfig, base=saved).optim.lr == 1e-3  # a run that is continued
+
+
+def test_the_waste_teams_variant_by_name_and_by_set() -> None:
+    named = build(FinetuneConfig, file="beit-b-upernet-waste")
+    assert named.data.short_side == (512, 1024, 32) and named.optim.warmup_steps == 327 and named.train.epochs == 40
+    by_set = build(
+        FinetuneConfig,
+        options={"model.name": "beit-b-upernet", "data.crop_size": (512, 512), "train.epochs": 40},
+        sets=[
+            "data.short_side=[512,1024,32]", "data.base_size=null", "optim.schedule=cosine", "optim.warmup_steps=327",
+            "train.batch_size=8", "eval.crop_size=[512,512]", "eval.stride=[128,128]",
+        ],
+    )  # fmt: skip
+    assert by_set == named
+    with pytest.raises(InputError, match="did you mean 'beit-b-upernet-waste'"):
+        build(FinetuneConfig, file="beit-b-upernet-wast")
+
+
+def test_every_recipe_is_valid_and_names_its_model() -> None:
+    from nota_seg.models import create_config
+
+    for file in RECIPES.glob("*.yaml"):
+        config = build(FinetuneConfig, file=file)
+        assert file.stem.startswith(config.model.name)
+        create_config(config.model.name, crop_size=list(config.data.crop_size))

@@ -14,7 +14,7 @@ FILES = sorted(f for package in ("nota_seg", "imagenet_pretrain", "util") for f 
 LAYERS = [
     ("nota_seg.models",),
     ("nota_seg.config", "nota_seg.metrics", "nota_seg.picture_counts", "nota_seg.catalogue", "nota_seg.scaffold"),
-    ("nota_seg.data", "nota_seg.training", "nota_seg.inference"),
+    ("nota_seg.data", "nota_seg.training", "nota_seg.inference", "nota_seg.views"),
     ("nota_seg.evaluate", "nota_seg.flops", "nota_seg.piecewise"),
     (
         "nota_seg.predict",

@@ -1,3 +1,6 @@
+import itertools
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +17,9 @@ from nota_seg.inference import (
     predict_probabilities,
     slide_logits,
     statistics_of,
+    to_pixels,
 )
+from nota_seg.views import Change, View, starts
 from util.errors import InputError
 
 
@@ -213,3 +218,110 @@ def test_protocol_as_dict() -> None:
         "base_size": [2048, 512],
         "precision": "no",
     }
+
+
+def direct(model: nn.Module, pixels: Tensor, size: tuple[int, int], protocol: Protocol) -> Tensor:
+    """Sliding, multi-scale, mirrored, with everything at full size in memory."""
+    assert protocol.crop_size is not None and protocol.stride is not None
+    (ch, cw), (sh, sw) = protocol.crop_size, protocol.stride
+    x = normal(model, pixels)
+    views = []
+    for scale in protocol.scales:
+        h, w = (int(side * scale + 0.5) for side in x.shape[2:])
+        for mirrored in (False, True) if protocol.flip else (False,):
+            v = up(x, (h, w))
+            v = v.flip(3) if mirrored else v
+            v = F.pad(v, (0, max(0, cw - w), 0, max(0, ch - h)))
+            total, count = torch.zeros(len(x), 5, *v.shape[2:]), torch.zeros(v.shape[2:])
+            for top in range(0, v.shape[2] - ch + sh, sh):
+                for left in range(0, v.shape[3] - cw + sw, sw):
+                    y, z = min(top, v.shape[2] - ch), min(left, v.shape[3] - cw)
+                    total[:, :, y : y + ch, z : z + cw] += up(model(v[:, :, y : y + ch, z : z + cw]).logits, (ch, cw))
+                    count[y : y + ch, z : z + cw] += 1
+            logits = (total / count)[:, :, :h, :w]
+            views.append(up(logits.flip(3) if mirrored else logits, size).softmax(dim=1))
+    return torch.stack(views).mean(dim=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("band", [1, 900, 1 << 24])
+@pytest.mark.parametrize("size", [(61, 75), (80, 104), (40, 52)])
+def test_bands_of_any_height_are_the_direct_computation(
+    model: Foreign, pixels: Tensor, size: tuple[int, int], band: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nota_seg.views.BAND", band)
+    monkeypatch.setattr("nota_seg.views.TRIM", 1)
+    protocol = Protocol("slide", (32, 24), (20, 10), scales=(0.5, 0.75, 1.0, 1.75), flip=True)
+    expected = direct(model, pixels, size, protocol)
+    model.sizes.clear()
+    torch.testing.assert_close(predict_probabilities(model, pixels, size, protocol), expected)
+    windows = {0.5: 1 * 2, 0.75: 1 * 3, 1.0: 2 * 4, 1.75: 3 * 8}
+    assert len(model.sizes) == 2 * sum(windows.values()), "each window is computed once"
+    assert torch.equal(predict_labels(model, pixels, size, protocol), expected.argmax(dim=1))
+    whole = Protocol(scales=(0.5, 1.75), flip=True)
+    p = predict_probabilities(model, pixels, size, whole)
+    monkeypatch.setattr("nota_seg.views.BAND", 1 << 24)
+    torch.testing.assert_close(p, predict_probabilities(model, pixels, size, whole))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("flags", itertools.product((False, True), repeat=3))
+def test_windows_of_a_changed_picture_lie_where_the_model_sees_them(flags: tuple[bool, ...]) -> None:
+    """A model of coordinates: what comes back must be what it saw there."""
+    change = Change(*flags)
+    picture = torch.arange(2 * 40 * 52.0).view(1, 2, 40, 52)
+    crop, stride = (32, 24), (20, 10)
+    view = View(lambda x: x, picture, 1.0, (40, 52), change, crop, stride)
+    seen = change.do(picture)
+    top, left = next(starts(seen.shape[2], 32, 20)), list(starts(seen.shape[3], 24, 10))[-1]
+    y, x, size = change.place(top, left, crop, (40, 52))
+    back = change.undo(F.pad(seen, (0, 0, 0, 0))[:, :, top : top + 32, left : left + 24])
+    assert torch.equal(back, picture[:, :, y : y + size[0], x : x + size[1]])
+    assert torch.equal(torch.cat([view.rows(i, i + 5) for i in range(0, 40, 5)], dim=2), picture)
+
+
+@torch.no_grad()
+def test_memory_is_that_of_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor of all classes at the size of the picture or of an enlarged view is ever made."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            largest = max(largest, out.numel() if isinstance(out, Tensor) else 0)
+            return out
+
+    class Many(nn.Module):
+        config = SimpleNamespace(num_labels=150)
+
+        def forward(self, x: Tensor) -> Any:
+            return SimpleNamespace(logits=x[:, :1, ::8, ::8].expand(-1, 150, -1, -1))
+
+    monkeypatch.setattr("nota_seg.views.BAND", 1 << 20)
+    pixels = torch.randint(0, 256, (1, 3, 400, 400), dtype=torch.uint8)
+    with Watch():
+        predict_labels(Many(), pixels, (400, 400), Protocol("slide", (64, 64), (48, 48), scales=(1.0, 1.75), flip=True))
+    assert largest <= max(1 << 20, 2 * pixels.numel())
+
+
+@pytest.mark.skipif(not os.environ.get("NOTA_SEG_DATA"), reason="NOTA_SEG_DATA names no folder with data")
+@torch.no_grad()
+def test_real_pictures_with_beit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nota_seg.data.sources import open_source
+
+    monkeypatch.setattr("nota_seg.views.BAND", 1 << 17)
+    torch.manual_seed(0)
+    model = nota_seg.create_model("beit-t-upernet", num_labels=5).eval()
+    source = open_source(str(Path(os.environ["NOTA_SEG_DATA"]) / "ADEChallengeData2016"))
+    protocol = Protocol("slide", (128, 128), (85, 85), scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True)
+    for i in range(2):
+        image, _ = source.read("val", i)
+        pixels = to_pixels(image, (512, 200))[None]
+        size = (image.shape[0], image.shape[1])
+        expected = direct(model, pixels, size, protocol)
+        p = predict_probabilities(model, pixels, size, protocol)
+        assert (p - expected).abs().max() <= 1e-5
+        assert (predict_labels(model, pixels, size, protocol) == expected.argmax(1)).float().mean() > 0.9999

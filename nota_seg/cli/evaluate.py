@@ -24,8 +24,10 @@ def evaluate(
     data_dir: Annotated[str, typer.Option(help="As in finetune.")],
     pretrain: Annotated[str, typer.Option(help="A run's folder, or its best/ or last/.")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
-    mode: Annotated[str, typer.Option(help="whole or slide.")] = "whole",
-    crop_size: Annotated[str | None, typer.Option(help="Window of slide: 512 or HxW.  [default: 512]")] = None,
+    mode: Annotated[str | None, typer.Option(help="whole or slide.  [default: whole; of BEiT slide]")] = None,
+    crop_size: Annotated[
+        str | None, typer.Option(help="Window of slide: 512 or HxW.  [default: 512; of BEiT its own]")
+    ] = None,
     stride: Annotated[str | None, typer.Option(help="Of the window.  [default: two thirds of it]")] = None,
     scales: Annotated[str, typer.Option(help="Comma-separated, e.g. 0.5,1,1.5; probabilities are averaged.")] = "1",
     flip: Annotated[bool, typer.Option("--flip", help="Also the mirrored picture.")] = False,
@@ -55,7 +57,7 @@ def evaluate(
     from nota_seg.data.sources import open_source
     from nota_seg.evaluate import evaluate as run
     from nota_seg.evaluate import format_table
-    from nota_seg.inference import Protocol
+    from nota_seg.inference import Protocol, trained_window
     from nota_seg.models.loading import load_model
     from nota_seg.picture_counts import PictureCounts, Row, count_picture
     from util.files import write_json
@@ -65,9 +67,12 @@ def evaluate(
     quiet_libraries()
     if deterministic:
         make_deterministic()
-    window = parse_size(crop_size, "--crop-size") or ((512, 512) if mode == "slide" else None)
-    step = parse_size(stride, "--stride")
+    window, step = parse_size(crop_size, "--crop-size"), parse_size(stride, "--stride")
     model, _ = load_model(pretrain, torch_dev)
+    trained = trained_window(model)
+    mode = mode or ("whole" if trained is None else "slide")
+    if mode == "slide":
+        window = window or trained or (512, 512)
     fitted = getattr(model.config, "image_size", None)
     if base_size is not None:
         fitted = None if base_size.lower() == "none" else parse_size(base_size, "--base-size")

@@ -51,6 +51,7 @@ class RandomScaleCrop(A.DualTransform):
         base_size: (long side, short side) that the picture is fitted into before the random scale; None takes the
             picture's own size.
         scale: Range of the random scale.
+        short_side: (lowest, highest, step) in pixels: the short side is drawn from these instead of scaling by `scale`.
         max_class_share: A window in which one class covers more of the labelled pixels is drawn again.
         tries: Most draws of a window; the last one is kept.
         ignore: Label of unlabelled pixels.
@@ -64,6 +65,7 @@ class RandomScaleCrop(A.DualTransform):
         max_class_share: float
         tries: int
         ignore: int
+        short_side: tuple[int, int, int] | None
 
     def __init__(
         self,
@@ -73,16 +75,21 @@ class RandomScaleCrop(A.DualTransform):
         max_class_share: float = 0.75,
         tries: int = 10,
         ignore: int = IGNORE,
+        short_side: tuple[int, int, int] | None = None,
         p: float = 1.0,
     ) -> None:
         super().__init__(p=p)
+        self.short_side = short_side
         self.crop_size, self.base_size, self.scale = crop_size, base_size, scale
         self.max_class_share, self.tries, self.ignore = max_class_share, tries, ignore
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         height, width = params["shape"][:2]
         factor = self.py_random.uniform(*self.scale)
-        if self.base_size is not None:
+        if self.short_side is not None:
+            low, high, step = self.short_side
+            factor = self.py_random.choice(range(low, high + 1, step)) / min(height, width)
+        elif self.base_size is not None:
             factor *= fit_factor(height, width, self.base_size)
         scaled = _scaled(height, width, factor)
         size = min(self.crop_size[0], scaled[0]), min(self.crop_size[1], scaled[1])
@@ -209,6 +216,7 @@ class TrainTransform:
         crop_size: (height, width) of the result.
         base_size: (long side, short side) that a picture is fitted into first; None keeps its size.
         scale: Range of the random scale.
+        short_side: See `RandomScaleCrop`.
         max_class_share: Most that one class may cover of a crop's labelled pixels.
         flip: Probability of a flip left to right. There is no vertical one.
         jitter: Strength of brightness, contrast, saturation and hue; None for no jitter.
@@ -230,12 +238,13 @@ class TrainTransform:
         flip: float = 0.5,
         jitter: tuple[float, float, float, float] | None = (0.25, 0.25, 0.25, 0.1),
         extra: Sequence[dict[str, Any]] = (),
+        short_side: tuple[int, int, int] | None = None,
         banks: Callable[[str | None], ObjectBank] | None = None,
     ) -> None:
         extra = [item for item in extra if not (isinstance(item, dict) and item.get("type") == IN_BATCH)]
         self.crop_size = (crop_size[0], crop_size[1])
         steps: list[A.BasicTransform] = [
-            RandomScaleCrop(self.crop_size, base_size, scale, max_class_share),
+            RandomScaleCrop(self.crop_size, base_size, scale, max_class_share, short_side=short_side),
             A.HorizontalFlip(p=flip),
         ]
         if jitter is not None:

@@ -24,6 +24,8 @@ from nota_seg.models.modeling import (
 
 def register() -> None:
     """Idempotent."""
+    import nota_seg.models.external.beit  # noqa: F401  (registers its own: transformers' Beit may be what brings us here)
+
     AutoConfig.register(NotaSegConfig.model_type, NotaSegConfig, exist_ok=True)
     AutoBackbone.register(NotaSegConfig, NotaSegBackbone, exist_ok=True)
     AutoModelForImageClassification.register(NotaSegConfig, NotaSegForImageClassification, exist_ok=True)

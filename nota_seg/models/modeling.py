@@ -126,6 +126,26 @@ class NotaSegPreTrainedModel(PreTrainedModel):
         if isinstance(bias, nn.Parameter) and not getattr(bias, "_is_hf_initialized", False):
             nn.init.zeros_(bias)
 
+    @property
+    def layers(self) -> int:
+        """Blocks of the encoder."""
+        self.layer_of("")
+        return sum(s.depth for s in self.config.stage_configs)
+
+    def layer_of(self, name: str) -> int:
+        """Number of the layer of a parameter, for learning rates that fall towards the input: 0 the first stem, then
+        the blocks of all stages (a later stem and a stage's norm go with the block before), then all else."""
+        if not isinstance(self.config, NotaSegConfig):
+            raise InputError(f"optim.layer_decay: the layers of {type(self).__name__} are not numbered; leave it out")
+        depths = [s.depth for s in self.config.stage_configs]
+        words = name.split(".")
+        if words[:2] != ["encoder", "stages"]:
+            return sum(depths) + 1
+        before = sum(depths[: int(words[2])])
+        if words[3] == "blocks":
+            return before + int(words[4]) + 1
+        return before if words[3] == "stem" else before + depths[int(words[2])]
+
     def fuse(self) -> NotaSegPreTrainedModel:
         """Fold batch norms into the convolutions before them, for inference: equal up to rounding, in place.
 

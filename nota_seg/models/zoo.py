@@ -177,15 +177,15 @@ def list_models(family: str | None = None) -> list[str]:
     Every change of every base builds, and longer lists of changes do too: `create_model` parses names. It also takes
     `smp:<architecture>/<encoder>` and `timm:<encoder>/<decoder>`; the families `smp` and `timm` list examples of them.
     """
-    if family in external.FORMS:
+    if family in external.CONFIGS:
         return external.examples(family)
     if family is not None and family not in FAMILIES:
-        raise InputError(f"unknown family {family!r}: {did_you_mean(family, [*FAMILIES, *external.FORMS])}")
+        raise InputError(f"unknown family {family!r}: {did_you_mean(family, [*FAMILIES, *external.CONFIGS])}")
     names = [base for one in ([family] if family else FAMILIES) for base in FAMILIES[one]]
     if names[0] == EXAMPLE:
         used = {c for components in create_config(EXAMPLE).components().values() for c in components}
         names[1:1] = [f"{EXAMPLE}-{change}" for change in changes() if change.rpartition(":")[2] not in used]
-    return names
+    return names if family else [*names, *external.examples("beit")]
 
 
 def create_config(name: str, *, num_labels: int = 150, **overrides: Any) -> Any:

@@ -15,8 +15,11 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from nota_seg.config import OptimSection
+from nota_seg.models.modeling import NotaSegPreTrainedModel
 from util.errors import InputError, did_you_mean
 
+HEADS = ("decoder.", "neck.", "auxiliary.")
+UNDECAYED = ("cls_token", "position_embeddings")  # beside everything one-dimensional
 # Those whose step needs more than gradients: second derivatives, or the loss as a function.
 _OTHER_STEPS = {"adahessian", "lbfgs", "sparseadam"}
 # What an optimiser answers to arguments, parameters or a machine that it does not take.
@@ -24,22 +27,29 @@ _REFUSALS = (TypeError, ValueError, AssertionError, ImportError, RuntimeError, I
 
 
 def parameter_groups(model: nn.Module, config: OptimSection, lr: float) -> list[dict]:
-    """Four groups: encoder and head, each with and without weight decay.
+    """Four groups: encoder and head, each with and without weight decay; with `layer_decay` two for each layer.
 
     Norms and biases (all one-dimensional parameters) do not decay. The decoder of a segmentation model learns
-    `decoder_lr_scale` times as fast: it starts from nothing where the encoder was pre-trained.
+    `decoder_lr_scale` times as fast: it starts from nothing where the encoder was pre-trained. `layer_decay` is BEiT's
+    (arXiv 2106.08254): of L blocks, the layer numbered n learns at rate^(L + 1 - n), see the model's `layer_of`.
     """
-    groups: dict[tuple[bool, bool], dict] = {}
+    rate = config.layer_decay if isinstance(model, NotaSegPreTrainedModel) else None
+    groups: dict[tuple[int, bool, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_decoder, decays = name.startswith("decoder."), parameter.ndim > 1
+        is_decoder, decays = name.startswith(HEADS), parameter.ndim > 1 and not name.endswith(UNDECAYED)
+        layer, scale = 0, config.decoder_lr_scale if is_decoder else 1.0
+        if rate is not None:
+            layer = model.layer_of(name)
+            scale *= rate ** (model.layers + 1 - layer)
+        part = "decoder" if is_decoder else "encoder" if rate is None else f"layer {layer}"
         group = groups.setdefault(
-            (is_decoder, decays),
+            (layer, is_decoder, decays),
             {
-                "name": ("decoder" if is_decoder else "encoder") + ("" if decays else " without decay"),
+                "name": part + ("" if decays else " without decay"),
                 "params": [],
-                "lr": lr * (config.decoder_lr_scale if is_decoder else 1.0),
+                "lr": lr * scale,
                 "weight_decay": config.weight_decay if decays else 0.0,
             },
         )

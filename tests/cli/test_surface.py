@@ -56,7 +56,7 @@ OPTIONS = {
         "--overwrite",
     },
     "serve": {"--port", "--host", "--device", "--gpu"},
-    "convert": {"--model", "--num-classes", "--task", "--set", "--overwrite"},
+    "convert": {"--model", "--num-classes", "--task", "--to", "--set", "--overwrite"},
     "submit": {
         "--test-json", "--output", "--pretrain", "--labels", "--size", "--scales", "--tta", "--crf", "--clean",
         "--images", "--device", "--gpu",

@@ -258,3 +258,11 @@ def test_colours_are_drawn_from_the_ranges() -> None:
         values = [d[name] for d in draws]
         assert low <= min(values) < low + 0.05 * (high - low) and high - 0.05 * (high - low) < max(values) <= high
     assert len(orders) > 20
+
+
+def test_short_sides_are_drawn_in_steps() -> None:
+    """The whole picture is in the crop: what is padded tells its size."""
+    image, label = np.full((50, 100, 3), 200, np.uint8), np.zeros((50, 100), np.uint8)
+    transform = TrainTransform((96, 192), short_side=(64, 96, 16), max_class_share=1.0, flip=0.0, jitter=None)
+    seen = {int((transform(image, label, seed)[1] == 0).any(axis=1).sum()) for seed in range(60)}
+    assert seen == {64, 80, 96}

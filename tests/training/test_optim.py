@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nota_seg import create_model
-from nota_seg.config import OptimSection
+from nota_seg.config import FinetuneConfig, OptimSection, build
 from nota_seg.training.optim import build_optimizer, build_schedule, parameter_groups, rehearse, warmup_steps
 from util.errors import InputError
 
@@ -140,3 +140,49 @@ def test_rates_are_a_function_of_the_step_alone(schedule: str) -> None:
     for step in (33, 2, 49):
         late.step_update(step)
         assert optimizer.param_groups[0]["lr"] == whole[step]
+
+
+@pytest.mark.parametrize("name", ["beit-t-upernet", "beit-b-upernet", "beit-l-upernet"])
+def test_layer_decay_of_beit(name: str) -> None:
+    """scale = rate^(L + 1 - id): 0 embeddings, block i + 1, L + 1 the rest; class token and 1-D without decay."""
+    with torch.device("meta"):
+        model = create_model(name, absolute_positions=True)
+    recipe = build(FinetuneConfig, options={"model.name": name}).optim
+    blocks, rate = model.config.depth, {"l": 0.95}.get(name[5], 0.9)
+    assert recipe.layer_decay == rate and recipe.weight_decay == 0.05
+    groups = parameter_groups(model, recipe, lr=1.0)
+    of = {id(p): g for g in groups for p in g["params"]}
+    assert len(of) == sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+    for key, parameter in model.named_parameters():
+        if key.startswith("encoder.embeddings"):
+            layer = 0
+        elif key.startswith("encoder.layers."):
+            layer = int(key.split(".")[2]) + 1
+        else:
+            layer = blocks + 1
+        group = of[id(parameter)]
+        assert group["lr"] == pytest.approx(rate ** (blocks + 1 - layer)), key
+        undecayed = parameter.ndim == 1 or "cls_token" in key or "position_embeddings" in key
+        assert group["weight_decay"] == (0.0 if undecayed else 0.05), key
+    assert len({g["name"] for g in groups}) == len(groups)
+
+
+def test_layer_decay_of_ours() -> None:
+    model = create_model("segformer-b0", num_labels=3, depths=[1, 2, 1, 1])
+    rates = {
+        id(p): g["lr"]
+        for g in parameter_groups(model, OptimSection(layer_decay=0.5, decoder_lr_scale=2.0), lr=1.0)
+        for p in g["params"]
+    }
+    encoder = model.encoder.stages
+    expected = {
+        encoder[0].stem.proj.weight: 0.5**6,
+        encoder[0].blocks[0].mixer.q.weight: 0.5**5,
+        encoder[1].stem.proj.weight: 0.5**5,
+        encoder[1].blocks[1].mixer.q.weight: 0.5**3,
+        encoder[1].norm.weight: 0.5**3,
+        encoder[3].blocks[0].feedforward.fc1.weight: 0.5,
+        model.decoder.classifier.weight: 2.0,
+    }
+    for parameter, rate in expected.items():
+        assert rates[id(parameter)] == pytest.approx(rate)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from nota_seg.models.checkpoints import pvtv2, transfer
+from nota_seg.models.checkpoints import beit, pvtv2, transfer
 from nota_seg.models.checkpoints.format import Format
 from nota_seg.models.checkpoints.mmseg_mit import MMSEG_MIT
 from nota_seg.models.checkpoints.mscan import MSCAN
@@ -37,6 +37,7 @@ FORMATS: list[Format] = [
     SWIN_PLAIN,
     SWIN_MMSEG,
     SWIN_TRANSFORMERS,
+    *beit.FORMATS,
 ]
 
 
@@ -45,6 +46,8 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, strict: bool = True) 
     from nota_seg.models.external.base import ExternalModel
     from nota_seg.models.external.weights import load_external
 
+    if isinstance(model, beit.BeitPreTrained):
+        return beit.load_beit(model, path, strict=strict)
     if isinstance(model, ExternalModel):
         return load_external(model, path, strict=strict)
     return transfer.load_checkpoint(model, path, formats=FORMATS, strict=strict)

@@ -15,6 +15,7 @@ class TransferReport:
         matched: Filled from a key of the same name.
         renamed: Filled from a key of another name: ours to theirs.
         reshaped: Filled after a change of shape (a 1x1 convolution and a Linear hold the same numbers).
+        resized: Filled after a change of resolution (position tables): ours to theirs.
         reinitialised: Not filled; they keep their fresh values.
         unused: Of the file, without a place in the model.
         per_stage: Share of the parameters that was filled, per cent, by part of the model.
@@ -27,6 +28,7 @@ class TransferReport:
     matched: list[str] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)
     reshaped: list[str] = field(default_factory=list)
+    resized: dict[str, str] = field(default_factory=dict)
     reinitialised: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     per_stage: dict[str, float] = field(default_factory=dict)
@@ -35,7 +37,7 @@ class TransferReport:
     @property
     def filled(self) -> list[str]:
         """All keys of the model that came from the file."""
-        return [*self.matched, *self.renamed, *self.reshaped]
+        return [*self.matched, *self.renamed, *self.reshaped, *self.resized]
 
     def __str__(self) -> str:
         def some(keys: list[str]) -> str:
@@ -44,9 +46,10 @@ class TransferReport:
         def shares(parts: dict[str, float]) -> str:
             return ", ".join(f"{part} {share:.0f}%" for part, share in parts.items())
 
+        resized = f", {len(self.resized)} resized" if self.resized else ""
         lines = [
             f"weights from {self.source} ({self.format})",
-            f"  {len(self.matched)} matched, {len(self.renamed)} renamed, {len(self.reshaped)} reshaped",
+            f"  {len(self.matched)} matched, {len(self.renamed)} renamed, {len(self.reshaped)} reshaped{resized}",
             f"  {len(self.reinitialised)} reinitialised{some(self.reinitialised)}",
             f"  {len(self.unused)} unused{some(self.unused)}",
             "  filled: " + shares(self.per_stage),

@@ -85,7 +85,7 @@ def class_names(path: str | Path, task: str, *, formats: list[Format]) -> list[s
     weight = published.rename(dict(state)).get(key) if published is not None else None
     if weight is None:
         return None
-    file = _config_beside(path)
+    file = config_beside(path)
     try:
         named = json.loads(file.read_text(encoding="utf-8"))["id2label"] if file else {}
         if {int(i) for i in named} == set(range(len(weight))):
@@ -153,7 +153,7 @@ def _provided(published: Format, path: str | Path, renamed: State) -> Provided:
     if published.provides:
         return [dict(published.provides)] * stages
     # Ours: the folder says what its components are; a bare file does not, and then every role must fit.
-    file = _config_beside(path)
+    file = config_beside(path)
     if file is None:
         return [{}] * stages
     try:
@@ -166,7 +166,8 @@ def _provided(published: Format, path: str | Path, renamed: State) -> Provided:
         ) from None
 
 
-def _config_beside(path: str | Path) -> Path | None:
+def config_beside(path: str | Path) -> Path | None:
+    """The config.json of the folder that a path names or lies in."""
     folders = (Path(path), Path(path).parent, Path(path) / "best", Path(path) / "last")
     return next((f / "config.json" for f in folders if (f / "config.json").is_file()), None)
 
@@ -224,7 +225,7 @@ def _names(key: str, provided: Provided) -> frozenset[str] | None:
 
 def _saved_name(path: str | Path) -> list[str]:
     """The model name in the config.json beside a weights file of ours."""
-    file = _config_beside(path)
+    file = config_beside(path)
     try:
         name = json.loads(file.read_text(encoding="utf-8")).get("zoo_name") if file else None
     except (OSError, ValueError, AttributeError):

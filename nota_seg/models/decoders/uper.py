@@ -74,6 +74,15 @@ class UPerNet(nn.Module):
         for i in range(len(levels) - 1, 0, -1):
             levels[i - 1] = levels[i - 1] + resize(levels[i], levels[i - 1].shape[2:])
         levels[:-1] = [smooth(x) for smooth, x in zip(self.smooths, levels[:-1], strict=True)]
-        size = levels[0].shape[2:]
-        fused = self.fuse(torch.cat([resize(x, size) for x in levels], dim=1))
-        return self.classifier(self.dropout(fused))
+        return self.classifier(self.dropout(self.fuse.activate(self._fused(levels))))
+
+    def _fused(self, levels: list[Tensor]) -> Tensor:
+        """The 3x3 convolution of all levels concatenated, as a sum over them: the concatenation, and the copy of it in
+        another layout that kernels make, would be the largest tensors of the model."""
+        conv, size = self.fuse.conv, levels[0].shape[2:]
+        fused = None
+        for x_BDHW, weight in zip(levels, conv.weight.split([x.shape[1] for x in levels], dim=1), strict=True):
+            y_BDHW = F.conv2d(resize(x_BDHW, size), weight, padding=conv.padding)
+            fused = y_BDHW if fused is None else fused + y_BDHW
+        assert fused is not None  # there are levels
+        return fused if conv.bias is None else fused + conv.bias[:, None, None]  # of a norm that was folded into it
