@@ -138,7 +138,7 @@ def latency(
     }
     measurements = []
     for runtime, timing in timings.items():
-        numbers = timing.summary()
+        numbers = timing.summary(conditions.get("other_load", 0.0) if device.type == "cpu" else 0.0)
         throughput = round(1000 * batch_size / numbers["p50"], 3)
         measurements.append(
             {**common, "runtime": runtime, **numbers, "throughput": throughput, "peak_memory": memory[runtime],

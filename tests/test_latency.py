@@ -49,7 +49,10 @@ def test_the_interval_narrows_with_more_rounds() -> None:
     rng = np.random.default_rng(1)
     wide, narrow = (np.mean([np.diff(interval(np.exp(rng.normal(0, 0.1, n)))) for _ in range(50)]) for n in (5, 80))
     assert narrow < wide / 3
-    assert interval([2.0, 2.0, 2.0]) == (1.0, 1.0)
+    low, high = interval([2.0, 2.0, 2.0])
+    assert 0.97 < low < 1 < high < 1.03  # never nothing
+    low, high = interval([2.0, 2.0, 2.0], other_load=0.5)
+    assert low == pytest.approx(0.5, abs=0.01) and high == pytest.approx(2, abs=0.05)  # gone, or twice as much
 
 
 def test_parts_are_told_apart_and_add_up() -> None:

@@ -31,6 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 
 CONFIDENCE = 0.95
 WARM_UP = 1.0  # seconds, and at least three runs
+PROCESS = 0.02  # allowed for the memory layout, which differs between processes (doi 10.1145/1508244.1508275)
 SLOWDOWN = 1.1  # of a fixed piece of work between the beginning and the end: the clocks fell, or other load came
 _THROTTLED = {0x4: "power cap", 0x8: "slowdown", 0x20: "heat (driver)", 0x40: "heat (hardware)", 0x80: "power brake"}
 
@@ -81,11 +82,15 @@ class Timings:
     parts: list[str]
     rounds: list[list[list[float]]] = field(default_factory=list)
 
-    def summary(self) -> dict[str, Any]:
-        """Milliseconds: `p50`, its interval, `p90`, `p99`, `mean`, and of each part `p50` and its share."""
+    def summary(self, other_load: float = 0.0) -> dict[str, Any]:
+        """Milliseconds: `p50`, its interval, `p90`, `p99`, `mean`, and of each part `p50` and its share.
+
+        Args:
+            other_load: Share of the machine that other programs took, for the interval.
+        """
         runs = 1000 * np.array([run for one in self.rounds for run in one])
         p50, p90, p99 = np.percentile(runs[:, 0], [50, 90, 99])
-        low, high = interval([median(run[0] for run in one) for one in self.rounds])
+        low, high = interval([median(run[0] for run in one) for one in self.rounds], other_load)
         share = np.median(runs[:, 1:] / runs[:, :1], axis=0)
         return {
             "unit": "ms",
@@ -103,13 +108,18 @@ class Timings:
         }
 
 
-def interval(medians: Sequence[float]) -> tuple[float, float]:
+def interval(medians: Sequence[float], other_load: float = 0.0) -> tuple[float, float]:
     """Where the median of another measurement like this one will lie, relative to this one's: 95 %.
 
     A prediction, not a confidence interval: both measurements have their error, hence the 2; both are medians, whose
     variance is pi / 2 of a mean's. Neighbouring rounds resemble each other (another load comes and stays), so that
     there are fewer independent ones than rounds: their number is reduced by the first autocorrelation, as is usual for
-    batch means.
+    batch means. Two things that rounds cannot show are added: what other programs took may be gone the next time, or
+    twice as much; and another process has its memory elsewhere (`PROCESS`), which moves medians too.
+
+    Args:
+        medians: Of the rounds, 3 at least.
+        other_load: Share of the machine that other programs took, 0 to 1.
     """
     logs = np.log(np.asarray(medians, dtype=np.float64))
     n = len(logs)
@@ -117,13 +127,12 @@ def interval(medians: Sequence[float]) -> tuple[float, float]:
         raise ValueError(f"an interval needs 3 rounds or more, got {n}")
     centred = logs - logs.mean()
     variance = float((centred**2).mean())
-    if variance == 0:
-        return 1.0, 1.0
-    r = float((centred[1:] * centred[:-1]).mean()) / variance
+    r = float((centred[1:] * centred[:-1]).mean()) / variance if variance else 0.0
     r = min(max(r + 1 / n, 0.0), 0.9)  # 1 / n: its bias in a short series
     effective = max(3.0, n * (1 - r) / (1 + r))
     spread = math.sqrt(2 * math.pi / 2 * variance * n / (n - 1) / effective)
     half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, effective - 1)) * spread
+    half = math.hypot(half, PROCESS, math.log(1 - min(other_load, 0.9)))
     return math.exp(-half), math.exp(half)
 
 
