@@ -203,7 +203,7 @@ def test_a_failed_variant_is_passed_over_and_the_rest_compared(
     broken = {"broken": {"set": {"optim.lr": 1e30}}}
     file = tiny_spec(scenes, tmp_path, ladder=["lsra"], variants=broken, seeds=2, title="A small ladder")
     out = tmp_path / "out"
-    assert main(["ablate", str(file), "--output-dir", str(out), "--device", "cpu"]) == 1
+    assert main(["ablate", str(file), "--output-dir", str(out), "--device", "cpu,cpu"]) == 1
     seen = capsys.readouterr()
     assert "| +lsra |" in seen.out and "over 2 seeds" in seen.out and "1 failed: broken" in seen.err
     state = json.loads((out / "ablate.json").read_text())["variants"]
