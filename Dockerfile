@@ -9,9 +9,11 @@ RUN apt-get update \
 # What changes rarely comes first: the dependencies are a layer of their own, the code a small one after it.
 WORKDIR /opt/nota-seg
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# Optional parts: any of pyproject.toml's extras.
+ARG EXTRAS="smp onnx plots"
 COPY constraints.txt pyproject.toml ./
 RUN python3 -m venv /opt/venv \
-    && python3 -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]))' > requirements.txt \
+    && python3 -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print("\n".join(sum((p["optional-dependencies"][e] for e in sys.argv[1:]), p["dependencies"])))' ${EXTRAS} > requirements.txt \
     && pip install --constraint constraints.txt -r requirements.txt
 COPY README.md dist_train.sh ./
 COPY util util

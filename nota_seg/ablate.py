@@ -22,11 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import PositiveInt, ValidationError, model_validator
 
 from nota_seg.config import FinetuneConfig, Section, build, load_yaml
-from nota_seg.models.zoo import create_config
+from nota_seg.models.external import library_of
+from nota_seg.models.zoo import create_config, create_model
 from nota_seg.report import compare as comparing
 from nota_seg.report.runs import Run, load_run
 from nota_seg.report.tables import latex, markdown
@@ -138,8 +140,9 @@ def variants_of(spec: AblateSpec) -> list[Variant]:
         sets = [f"{k}={json.dumps(v)}" for k, v in {**spec.finetune.get("set", {}), **variant.sets}.items()]
         try:
             net = build(FinetuneConfig, options={"model.name": variant.model}, sets=sets).model
-            if ":" not in net.name:  # models of other libraries have no configuration of ours
-                create_config(net.name, **net.overrides())
+            if library_of(net.name) is None:  # of other libraries only their training knows
+                with torch.device("meta"):
+                    create_model(net.name, **net.overrides())
         except InputError as error:
             raise InputError(f"variant {variant.label!r}: {error}") from None
     return found
@@ -278,7 +281,7 @@ class Ablation:
             **(self.spec.pretrain or {}).get("set", {}),
             **{k: v for k, v in variant.sets.items() if _of_encoder(k)},
         }
-        if ":" in variant.model:
+        if library_of(variant.model) is not None:
             return variant.model + json.dumps(sets, sort_keys=True)
         sets = {k: v for k, v in sets.items() if k.startswith("model.")}
         section = build(

@@ -24,6 +24,9 @@ def spec_file(folder: Path, **values: Any) -> Path:
     return file
 
 
+UNBUILDABLE = {"depth": 1, "dim": 64, "stride": 2, "stem": "next", "blocks": [{"name": "ntb", "dim": 64, "ratio": 1}]}
+
+
 def test_a_ladder_adds_up(tmp_path: Path) -> None:
     spec = load_spec(
         spec_file(tmp_path, ladder=["lsra", "dest"], variants={"wide": {"set": {"model.decoder.dim": 64}}})
@@ -68,6 +71,10 @@ def test_options_become_words() -> None:
         (dict(ladder=["lsar"]), "variant '[+]lsar'.*did you mean"),
         (dict(ladder=["lsra"], grid={"optim.lr": [1]}), "stands alone"),
         (dict(variants={"a": {"set": {"optim.rl": 1}}}), "variant 'a'.*did you mean 'optim.lr'"),
+        (
+            dict(variants={"a": {"model": "nextvit-s", "set": {"model.stages": [UNBUILDABLE] * 4}}}),
+            "'a'.*none to convolve",
+        ),
         (dict(ladder=["lsra"], finetune={"bach_size": 2}), "did you mean 'batch_size'"),
         (dict(ladder=["lsra"], finetune={"save_path": "x"}), "no option 'save_path'"),
         (dict(ladder=["lsra"], pretrain={"epochs": 1}), "data_path"),

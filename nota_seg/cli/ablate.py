@@ -17,7 +17,12 @@ def ablate(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="A ladder, a grid or variants; see the README.")],
     output_dir: Annotated[Path, typer.Option(help="Folder of the ablation.")],
     device: Annotated[
-        str | None, typer.Option("--device", "--gpu", help="GPU numbers: 0,1,2,3 trains a variant on each; or cpu, or cpu,cpu for two at a time.")
+        str | None,
+        typer.Option(
+            "--device",
+            "--gpu",
+            help="GPU numbers: 0,1,2,3 trains a variant on each; or cpu, or cpu,cpu for two at a time.",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill; what is done is not repeated.")] = False,
     overwrite: Overwrite = False,
