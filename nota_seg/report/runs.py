@@ -16,13 +16,16 @@ from nota_seg.config import load_yaml
 from nota_seg.picture_counts import PictureCounts
 from nota_seg.training.seeds import SUMMARY
 from util.errors import InputError
-from util.files import whole_folder
+from util.files import whole_folder, write_json
 from util.run_folder import RunFolder
 
 SCORES = {"finetune": "miou", "pretrain": "top1"}
 SCORE_NAMES = {"miou": "mIoU", "top1": "top-1"}
 # The files of a run that a comparison reads.
-METRICS = ("config.yaml", "run.json", "metrics.jsonl", "eval.json", "eval.npz", "flops.json", "latency-*.json", SUMMARY)
+METRICS = (
+    "config.yaml", "run.json", "metrics.jsonl", "eval.json", "eval.npz", "flops.json", "latency-*.json",
+    "pretrain.json", SUMMARY,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,18 @@ class SeedRun:
         logged = [value for _, value in self.curve("val", key)]
         return max(logged) if logged else None
 
+    @property
+    def encoder_top1(self) -> float | None:
+        """Top-1 accuracy of the pre-training that this run began with, 0..1; None where it is not there to be read."""
+        known = read_json(self.path / "pretrain.json")
+        if known is not None:
+            return known["top1"]
+        start = self.config.get("pretrain")
+        folder = Path(start) if start else None
+        found = next((f for f in (folder, folder.parent) if (f / "metrics.jsonl").is_file()), None) if folder else None
+        values = [line["top1"] for line in RunFolder(found).metrics() if "top1" in line] if found else []
+        return max(values, default=None)
+
     def curve(self, split: str, key: str) -> list[tuple[int, float]]:
         """(step, value) of what was logged."""
         found = ((line["step"], line.get(key)) for line in self.lines if line.get("split") == split)
@@ -119,6 +134,12 @@ class Run:
         values = [s.evaluation.get(key) for s in self.seeds if s.evaluation is not None]
         known = [100 * float(v) for v in values if v is not None]
         return statistics.fmean(known) if known else None
+
+    @property
+    def encoder_top1(self) -> float | None:
+        """Of the pre-training, points."""
+        known = [s.encoder_top1 for s in self.seeds]
+        return None if None in known else 100 * statistics.fmean(v for v in known if v is not None)
 
     @property
     def counts(self) -> list[PictureCounts] | None:
@@ -240,4 +261,9 @@ def export_metrics(runs: Iterable[Run], destination: Path, *, overwrite: bool = 
                 for pattern in METRICS:
                     for file in folder.glob(pattern):
                         shutil.copyfile(file, target / file.name)
+            for seed in run.seeds:
+                if seed.encoder_top1 is not None:
+                    write_json(
+                        temporary / seed.path.relative_to(run.path) / "pretrain.json", {"top1": seed.encoder_top1}
+                    )
     return list(targets.values())

@@ -17,22 +17,38 @@ _ESCAPES = {
 
 
 def paper_table(result: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Head and cells: variant, cost, latency, score, difference to the baseline with its 95 % interval, p."""
+    """Head and cells: variant, cost, latency, scores, difference to the baseline with its 95 % interval, p.
+
+    Columns that would be empty, or say the same twice, are left out.
+    """
+    costs = {"params": ("params (M)", 1e6), "macs": ("GMACs", 1e9), "macs_reference": ("textbook", 1e9)}
+    known = [price for price in result.costs.values() if price]
+    if all(price.get("macs_reference") in (None, price["macs"]) for price in known):
+        del costs["macs_reference"]
     times = [s for s in result.settings if all(result.latency(run, s) for run in result.runs)]
-    head = ["variant", "params (M)", "GMACs", *(f"p50 (ms), {s}" for s in times), result.score_name]
+    encoders = [run.encoder_top1 for run in result.runs]
+    borders = [run.number("boundary_iou") for run in result.runs]
+    head = ["variant", *(title for title, _ in costs.values()), *(f"p50 (ms), {s}" for s in times)]
+    head += ["top-1"] * any(v is not None for v in encoders) + [result.score_name]
+    head += ["boundary IoU"] * any(v is not None for v in borders)
     head += ["difference", "p"] if result.verdicts else []
     rows = []
-    for run in result.runs:
+    for run, encoder, border in zip(result.runs, encoders, borders, strict=True):
         price, found = result.costs[run.name], result.verdict(run)
-        cells = [run.name, *(number(price[k] / d if price else None) for k, d in (("params", 1e6), ("macs", 1e9)))]
-        cells += [number(run.latencies[s].p50, 1) for s in times] + [spread(run.mean, run.std)]
+        cells = [run.name, *(number(price[k] / unit if price else None) for k, (_, unit) in costs.items())]
+        cells += [number(run.latencies[s].p50, 1) for s in times]
+        cells += [number(encoder)] * ("top-1" in head) + [spread(run.mean, run.std)]
+        cells += [number(border)] * ("boundary IoU" in head)
         rows.append(cells + ([difference(found), short_p(found)] if result.verdicts else []))
     return head, rows
 
 
 def _legend(result: Comparison) -> str:
     seeds = max(len(run.seeds) for run in result.runs)
-    text = f"Cost at {'x'.join(map(str, result.size))} pixels."
+    text = f"Cost at {'x'.join(map(str, result.size))} pixels"
+    text += ", as executed and in the textbook order." if "textbook" in paper_table(result)[0] else "."
+    if any(run.encoder_top1 is not None for run in result.runs):
+        text += " Top-1 of the pre-training."
     if seeds > 1:
         text += f" {result.score_name}: mean and standard deviation over {seeds} seeds."
     if result.verdicts:

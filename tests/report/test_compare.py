@@ -19,9 +19,9 @@ from conftest import finetune_words
 from nota_seg.cli import main
 from nota_seg.picture_counts import PictureCounts
 from nota_seg.report.compare import compare, csv_text
-from nota_seg.report.runs import load_runs
+from nota_seg.report.runs import export_metrics, load_runs
 from nota_seg.report.style import DARK, LIGHT, pareto_front
-from nota_seg.report.tables import latex, markdown
+from nota_seg.report.tables import latex, markdown, paper_table
 from util.errors import InputError
 
 CLASSES = ["sky", "road", "tree & <b>bush</b>"]
@@ -205,6 +205,24 @@ def test_tables_for_a_paper(runs: list[Path]) -> None:
     assert r"50\%\_base" in tex and r"A\_B" in tex and r"$\pm$" in tex and r"\textbf{" in tex
     widths = {line.count("&") for line in tex.splitlines() if line.endswith(r"\\")}
     assert len(widths) == 1
+    assert "textbook" in text and "top-1" not in text and "boundary IoU" not in text
+
+
+def test_the_encoder_s_accuracy_is_in_the_table_and_travels_with_the_run(runs: list[Path], tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    values = [{"step": 10, "split": "val", "top1": 0.125}, {"step": 20, "split": "val", "top1": 0.5}]
+    (encoder / "metrics.jsonl").write_text("".join(json.dumps(v) + "\n" for v in values))
+    config = yaml.safe_load((runs[0] / "config.yaml").read_text())
+    (runs[0] / "config.yaml").write_text(yaml.safe_dump(config | {"pretrain": str(encoder / "best")}))
+    evaluation = json.loads((runs[0] / "eval.json").read_text())
+    (runs[0] / "eval.json").write_text(json.dumps(evaluation | {"boundary_iou": 0.25}))
+    export_metrics(load_runs(runs), tmp_path / "small")
+    shutil.rmtree(encoder)
+    for paths, accuracy in ((runs, "–"), ([tmp_path / "small" / run.name for run in runs], "50.00")):
+        head, rows = paper_table(compare(load_runs(paths), size=(64, 64)))
+        assert rows[0][head.index("boundary IoU")] == "25.00" and rows[1][head.index("boundary IoU")] == "–"
+        assert "top-1" not in head if accuracy == "–" else rows[0][head.index("top-1")] == accuracy
 
 
 def test_the_front() -> None:
