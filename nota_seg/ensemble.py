@@ -110,9 +110,9 @@ def probabilities(
     members: Sequence[Member], coco: CocoFile, device: torch.device | str, root: Path | None = None
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
     """Image entry, picture and (K, H, W) probabilities of every image of a COCO file, in its order."""
-    if coco.categories and len(coco.categories) + 1 != len(members[0].class_names):
+    if coco.categories and len(coco.classes) + 1 != len(members[0].class_names):
         raise InputError(
-            f"{coco.path} has {len(coco.categories)} categories and a background, the model has "
+            f"{coco.path} has {len(coco.classes)} categories and a background, the model has "
             f"{len(members[0].class_names)} classes: take a model that was trained on these"
         )
     with ExitStack() as stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -44,15 +45,18 @@ def find_pictures(paths: Iterable[str | Path], output_dir: Path) -> list[Path]:
 
 
 def output_names(pictures: Sequence[Path]) -> list[str]:
-    """A name for each picture's results: its own without the extension, where that is free.
+    """A name for each picture's results: its own without the extension, where no other picture has that.
 
-    Otherwise its folder's name goes before it, then a number after it.
+    Otherwise its folder's name goes before it (for all that share a name: `submit --labels` finds them by it), then a
+    number after it.
     """
     taken: set[str] = set()
+    stems = Counter(picture.stem.lower() for picture in pictures)
     names = []
     for picture in pictures:
-        candidates = [picture.stem, f"{picture.resolve().parent.name}_{picture.stem}"]
-        candidates += [f"{candidates[1]}_{i}" for i in range(2, len(pictures) + 3)]
+        own, full = picture.stem, f"{picture.resolve().parent.name}_{picture.stem}"
+        candidates = [own] if stems[own.lower()] == 1 else []
+        candidates += [full, *(f"{full}_{i}" for i in range(2, len(pictures) + 3))]
         # Lower case: on some file systems A.png and a.png are one file.
         free = (c for c in candidates if not taken & {c.lower(), (c + OVERLAY).lower()})
         name = next(free)

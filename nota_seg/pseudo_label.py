@@ -104,7 +104,7 @@ def pseudo_label(
     total, count = 0.0, 0
     lines: list[str] = []
     shown: list[np.ndarray] = []
-    colours = palette(len(coco.categories) + 1)
+    colours = palette(len(coco.classes) + 1)
     category_of = {label + 1: category_id for category_id, label in coco.label_of.items()}
     with whole_folder(output_dir) as folder:
         for image, picture, p_KHW in probabilities(members, coco, device, root):

@@ -73,7 +73,8 @@ def test_folders_are_searched_but_not_for_earlier_results(tmp_path: Path) -> Non
 def test_names_that_would_collide() -> None:
     paths = [Path(p) for p in ("/a/x.jpg", "/b/x.jpg", "/b/x.png", "/c/X.png", "/d/x_overlay.png", "/b/y.png")]
     names = output_names(paths)
-    assert names == ["x", "b_x", "b_x_2", "c_X", "d_x_overlay", "y"]
+    assert names == ["a_x", "b_x", "b_x_2", "c_X", "x_overlay", "y"]
+    assert output_names([Path("/a/x.jpg"), Path("/d/x_overlay.png")]) == ["x", "d_x_overlay"]
 
 
 def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:

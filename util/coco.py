@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ from util.images import image_size, read_image
 IMAGE_ROOT = "image_root"  # in `info`: the folder of the pictures, relative to the JSON file's
 IGNORED = "ignored"  # in an image: RLE of its pixels of which nothing is known (pseudo-labels); neither COCO's nor lost
 FORMS = ("rle", "polygon")
+BACKGROUNDS = ("background", "backgroud", "_background_", "__background__")  # the second is a competition's spelling
 _FARTHEST = 1e6  # pixels; coordinates beyond this are damage, and would make pycocotools trace them point by point
 
 
@@ -35,7 +37,8 @@ class CocoFile:
         categories: The `categories` entries in order of their id.
         info: The file's `info`, and `licenses` where it has them.
         dropped: Annotations that belong to nothing, and were left out where that was asked for.
-        label_of: Category id to dense label, 0, 1, ... in order of id.
+        classes: The categories without the background, which some files list and none means as a class of its own.
+        label_of: Category id of each class to its dense label, 0, 1, ... in order of id.
     """
 
     path: Path
@@ -44,15 +47,20 @@ class CocoFile:
     categories: list[dict[str, Any]]
     info: dict[str, Any] = field(default_factory=dict)
     dropped: int = 0
+    classes: list[dict[str, Any]] = field(init=False)
     label_of: dict[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.label_of = {category["id"]: label for label, category in enumerate(self.categories)}
+        self.classes = [c for c in self.categories if str(c["name"]).strip().lower() not in BACKGROUNDS]
+        self.label_of = {category["id"]: label for label, category in enumerate(self.classes)}
 
     @property
     def class_names(self) -> list[str]:
-        """Category names, by dense label."""
-        return [str(category["name"]) for category in self.categories]
+        """Names of the classes, by dense label; names that several have get the id behind them."""
+        times = Counter(str(category["name"]).lower() for category in self.classes)
+        return [
+            f"{c['name']} ({c['id']})" if times[str(c["name"]).lower()] > 1 else str(c["name"]) for c in self.classes
+        ]
 
     @property
     def annotations(self) -> list[dict[str, Any]]:
@@ -114,7 +122,7 @@ class CocoFile:
     def category_ids(self, names: Iterable[str]) -> list[int]:
         """Ids of categories that are given by name (in any case) or by id."""
         found = []
-        by_name = {str(c["name"]).lower(): c["id"] for c in self.categories}
+        by_name = {name.lower(): c["id"] for name, c in zip(self.class_names, self.classes, strict=True)}
         for name in names:
             if name.lower() in by_name:
                 found.append(by_name[name.lower()])
@@ -158,7 +166,8 @@ class CocoFile:
         Args:
             path: The JSON file.
             annotated: False for the list of a test set, which may lack annotations and categories.
-            strict: False leaves annotations out that belong to no image or no category, and counts them in `dropped`.
+            strict: False leaves annotations out that belong to no image or no category, or have no shape, and counts
+                them in `dropped`.
 
         Raises:
             InputError: Not JSON, not COCO, repeated ids, or annotations of images or categories that are not listed.
@@ -191,7 +200,7 @@ class CocoFile:
         for annotation in lists["annotations"]:
             image_id, category_id = annotation["image_id"], annotation["category_id"]
             of_image, of_category = (_hashable(i) in k for i, k in ((image_id, by_image), (category_id, known)))
-            if not strict and not (of_image and of_category):
+            if not strict and not (of_image and of_category and annotation.get("segmentation")):
                 dropped += 1
                 continue
             if not of_image:
@@ -238,7 +247,8 @@ class CocoFile:
                 shapes.append((-float(rle_tools.area(rle)), order, rle, annotation))
         label = np.full((height, width), background, dtype=np.uint8)
         for _, _, rle, annotation in sorted(shapes, key=lambda shape: shape[:2]):
-            label[self._decode(rle, annotation)] = self.label_of[annotation["category_id"]] + first_label
+            dense = self.label_of.get(annotation["category_id"])
+            label[self._decode(rle, annotation)] = background if dense is None else dense + first_label
         if IGNORED in image:
             label[self.ignored(image)] = ignored
         return label
@@ -273,7 +283,10 @@ class CocoFile:
         if isinstance(shape, dict):
             return _checked_rle(shape, height, width, where)
         if not isinstance(shape, list) or not shape:
-            raise InputError(f"{where} has no segmentation; boxes alone cannot be painted")
+            raise InputError(
+                f"{where} has no segmentation; boxes alone cannot be painted; "
+                "`nota-seg data subset --existing` leaves it out"
+            )
         parts = []
         for part in shape:
             try:

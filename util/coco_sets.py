@@ -32,7 +32,9 @@ def stats(coco: CocoFile) -> dict[str, Any]:
         sizes[size] = sizes.get(size, 0) + 1
         total += image["height"] * image["width"]
         for annotation in coco.annotations_by_image[image["id"]]:
-            label = coco.label_of[annotation["category_id"]]
+            label = coco.label_of.get(annotation["category_id"])
+            if label is None:  # the background
+                continue
             areas[label].append(coco.area(image, annotation))
             shown[row, label] = 1
     together = shown.T @ shown

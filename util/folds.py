@@ -8,6 +8,7 @@ pairs of images between folds for as long as that brings the folds' counts close
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,11 @@ _ENOUGH = 5  # annotations a fold: with fewer, one more or less is over the tole
 
 def class_counts(coco: CocoFile) -> np.ndarray:
     """(images, classes) int64: annotations of each class in each image."""
-    counts = np.zeros((len(coco.images), len(coco.categories)), dtype=np.int64)
+    counts = np.zeros((len(coco.images), len(coco.classes)), dtype=np.int64)
     for row, image in enumerate(coco.images):
         for annotation in coco.annotations_by_image[image["id"]]:
-            counts[row, coco.label_of[annotation["category_id"]]] += 1
+            if annotation["category_id"] in coco.label_of:  # not the background
+                counts[row, coco.label_of[annotation["category_id"]]] += 1
     return counts
 
 
@@ -54,6 +56,9 @@ def kfold(coco: CocoFile, folds: int = 5, *, scheme: str = "class-counts", seed:
         raise InputError(f"unknown scheme {scheme!r}: {did_you_mean(scheme, SCHEMES)}")
     if not 2 <= folds <= len(coco.images):
         raise InputError(f"{folds} folds of {len(coco.images)} images: give 2 to as many as there are images")
+    again = next((name for name, n in Counter(str(i["file_name"]) for i in coco.images).items() if n > 1), None)
+    if again is not None:
+        raise InputError(f"{coco.path}: two images are the picture {again}, which could be in two folds; keep one")
     from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
     counts = class_counts(coco)

@@ -133,7 +133,8 @@ def read_patch(
     if unknown:
         things.append(Thing(coco.ignored(image), _UNKNOWN))
     visible = Patch(coco.read_picture(image, root), things).without_hidden()
-    return Patch(visible.image, [t for t in visible.objects if not classes or t.category_id in classes])
+    chosen = set(classes or coco.label_of) | ({_UNKNOWN} if not classes else set())  # no background, which only covers
+    return Patch(visible.image, [t for t in visible.objects if t.category_id in chosen])
 
 
 def _thing(coco: CocoFile, image: dict[str, Any], annotation: dict[str, Any]) -> Thing:
@@ -417,7 +418,7 @@ def _thumbnail(patch: Patch, coco: CocoFile) -> np.ndarray:
     label = np.full(patch.image.shape[:2], 255, dtype=np.uint8)
     for thing in patch.objects:
         label[thing.mask] = coco.label_of.get(thing.category_id, 255)
-    both = np.concatenate([patch.image, overlay(patch.image, label, palette(len(coco.categories)))], axis=1)
+    both = np.concatenate([patch.image, overlay(patch.image, label, palette(len(coco.classes)))], axis=1)
     scale = 2 * _THUMB / max(both.shape[1], 2 * both.shape[0])
     size = max(1, round(both.shape[1] * scale)), max(1, round(both.shape[0] * scale))
     return cv2.resize(both, size, interpolation=cv2.INTER_AREA)

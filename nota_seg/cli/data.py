@@ -41,6 +41,8 @@ def verify(
         report = verify_segmentation(path, progress=progress)
         problems, summary = report.problems, report.summary()
         if not report.layout:  # not pictures with masks: pictures with classes?
+            if path.lower().endswith(".json"):
+                raise InputError(problems[0])
             try:
                 images = open_images(path)
             except InputError as error:

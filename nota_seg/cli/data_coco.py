@@ -91,7 +91,10 @@ def subset(
     without_class: Annotated[list[str] | None, typer.Option(help="Images that show none of these. Repeatable.")] = None,
     existing: Annotated[
         bool,
-        typer.Option("--existing", help="Images whose picture is there; annotations of no image or class left out."),
+        typer.Option(
+            "--existing",
+            help="Images whose picture is there; annotations of no image or class, or without a shape, left out.",
+        ),
     ] = False,
     images: Pictures = None,
     seed: RandomSeed = 0,
@@ -110,7 +113,7 @@ def subset(
         without_classes=coco.category_ids(without_class or []), existing=existing, root=images, seed=seed,
     )  # fmt: skip
     part.write(output, images)
-    dropped = f"; {coco.dropped} of no image or class left out" if coco.dropped else ""
+    dropped = f"; {coco.dropped} of no image, class or shape left out" if coco.dropped else ""
     print(f"{output}: {len(part.images)} of {len(coco.images)} images, {len(part.annotations)} annotations{dropped}")
 
 

@@ -66,7 +66,7 @@ def submit(
     entries = {str(image["file_name"]): image for image in coco.images}
     rows = cleaned(
         from_masks(coco, labels), _cleaning(crf, clean), lambda name: coco.read_picture(entries[name], images),
-        len(coco.categories) + 1 if coco.categories else None,
+        len(coco.classes) + 1 if coco.categories else None,
     )  # fmt: skip
     with Progress(len(coco.images), "writing") as progress:
         write_submission(output, rows, side=size, progress=progress)
@@ -125,7 +125,7 @@ def ensemble(
     rows = cleaned(
         hard_vote(files, list(entries) or None), _cleaning(crf, clean),
         (lambda name: coco.read_picture(entries[name], images)) if coco is not None else None,
-        len(coco.categories) + 1 if coco is not None and coco.categories else None,
+        len(coco.classes) + 1 if coco is not None and coco.categories else None,
     )  # fmt: skip
     with Progress(len(order), "voting") as progress:
         write_submission(output, rows, side=size, progress=progress)

@@ -72,7 +72,7 @@ def from_coco(
 ) -> None:
     """Write `masks/SPLIT/*.png` (0 = background), `images/SPLIT/*` and `id2label.json`: a data set of its own."""
     must_be_new(output_dir)
-    colours = palette(len(coco.categories) + 1)
+    colours = palette(len(coco.classes) + 1)
     with whole_folder(output_dir) as folder:
         for image in coco.images:
             mask = inner_name(image, ".png")

@@ -16,7 +16,8 @@ from util.coco import CocoFile
 from util.coco_sets import stats
 from util.errors import InputError
 from util.folds import kfold
-from util.pasting import CopyPaste, write_new
+from util.pasting import CopyPaste, read_patch, write_new
+from util.submissions import Submission
 
 Content = dict[str, Any]
 
@@ -90,18 +91,19 @@ def test_missing_pictures_and_lost_annotations(
         {"image_id": 999, "category_id": 5, "segmentation": [[0, 0, 4, 0, 4, 4]]},
         {"image_id": 7, "category_id": 6, "segmentation": [[0, 0, 4, 0, 4, 4]]},
         {"image_id": [7], "category_id": 5, "segmentation": [[0, 0, 4, 0, 4, 4]]},
+        {"image_id": 7, "category_id": 5, "segmentation": [], "bbox": [0, 0, 4, 4]},
     ]
     litter.write_text(json.dumps(content))
     with pytest.raises(InputError, match="image 999, which is not in 'images'; `nota-seg data subset --existing`"):
         CocoFile.read(litter)
     assert main(["data", "stats", str(litter)]) == 2
     assert main(["data", "subset", str(litter), "--existing", "--output", str(tmp_path / "here.json")]) == 0
-    assert "5 of 6 images" in (out := capsys.readouterr().out) and "3 of no image or class left out" in out
+    assert "5 of 6 images" in (out := capsys.readouterr().out) and "4 of no image, class or shape left out" in out
     here = CocoFile.read(tmp_path / "here.json")
     assert [i["id"] for i in here.images] == [7, 14, 21, 28, 35] and len(here.annotations) == 6
     assert sum(open_source(tmp_path / "here.json").splits.values()) == 5
 
-    content["annotations"] = content["annotations"][:-3]
+    content["annotations"] = content["annotations"][:-4]
     litter.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"000000\.jpg is missing.*--existing"):
         open_source(litter)
@@ -145,3 +147,55 @@ def test_a_folder_behind_a_link(waste: Path, tmp_path: Path) -> None:
     CocoFile.read(waste).write(tmp_path / "link" / "a.json")
     again = CocoFile.read(tmp_path / "link" / "a.json")
     assert all(again.has_picture(image) for image in again.images)
+
+
+def test_a_background_among_the_categories_is_no_class(litter: Path, tmp_path: Path) -> None:
+    """As in files with ids 0..10 of which 0 is the background: counted as a class, it would shift every other label
+    and every id of a submission by one."""
+    content = json.loads(litter.read_text(encoding="utf-8-sig"))
+    content["categories"].insert(0, {"id": 0, "name": "Backgroud"})
+    window = [[10, 8, 14, 8, 14, 12, 10, 12]]  # of an object, through which the background is seen
+    content["annotations"].append({"image_id": 0, "category_id": 0, "segmentation": window})
+    (tmp_path / "eleven.json").write_text(json.dumps(content))
+    coco, plain = CocoFile.read(tmp_path / "eleven.json"), CocoFile.read(litter)
+    assert coco.class_names == plain.class_names and coco.label_of == plain.label_of
+    expected = plain.paint(plain.images[0], background=0, first_label=1)
+    assert (expected[8:12, 10:14] == 1).all()
+    expected[8:12, 10:14] = 0
+    assert (coco.paint(coco.images[0], background=0, first_label=1) == expected).all()
+    assert stats(coco)["classes"].keys() == {"Clear bottle", "Cigarette"} and np.bincount(kfold(coco, 2)).tolist() == [
+        3,
+        3,
+    ]
+    assert open_source(tmp_path / "eleven.json").class_names == ["background", "Clear bottle", "Cigarette"]
+    cut = read_patch(coco, coco.images[0])
+    assert {thing.category_id for thing in cut.objects} == {5, 58} and not cut.foreground[8:12, 10:14].any()
+    coco.write(tmp_path / "again.json")
+    assert CocoFile.read(tmp_path / "again.json").categories == coco.categories
+
+    for command in ("to-submission", "from-submission"):  # there and back: ids 0..2
+        names = (str(tmp_path / "eleven.json"), "--output", str(tmp_path / "a.csv"))
+        if command == "from-submission":
+            names = (names[2], "--test-json", names[0], "--output", str(tmp_path / "back.json"))
+        assert main(["data", command, *names]) == 0
+    assert {int(i) for i in np.unique(Submission(tmp_path / "a.csv").label("batch_1/000000.jpg"))} == {0, 1, 2}
+    assert {a["category_id"] for a in CocoFile.read(tmp_path / "back.json").annotations} == {5, 58}
+
+
+def test_classes_of_one_name_stay_apart(litter: Path) -> None:
+    """Results are by name: of two classes of one name, one would be lost."""
+    content = json.loads(litter.read_text(encoding="utf-8-sig"))
+    content["categories"][0]["name"] = "clear bottle"
+    litter.write_text(json.dumps(content))
+    coco = CocoFile.read(litter)
+    assert coco.class_names == ["Clear bottle (5)", "clear bottle (58)"]
+    assert [one["annotations"] for one in stats(coco)["classes"].values()] == [6, 2]
+    assert coco.category_ids(["Clear bottle (5)", "58"]) == [5, 58]
+
+
+def test_one_picture_is_not_in_two_folds(litter: Path) -> None:
+    content = json.loads(litter.read_text(encoding="utf-8-sig"))
+    content["images"][1]["file_name"] = content["images"][0]["file_name"]
+    litter.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"two images are the picture batch_1/000000\.jpg"):
+        kfold(CocoFile.read(litter), 2)

@@ -1,4 +1,4 @@
-"""COCO JSON: instances painted into label maps; label 0 is the background, the categories follow in order of id."""
+"""COCO JSON: instances painted into label maps; label 0 is the background, the classes follow in order of id."""
 
 from __future__ import annotations
 
