@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AutoBackbone,
-    AutoConfig,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
     BeitConfig,
@@ -236,7 +235,6 @@ def padded(x_BCHW: Tensor) -> Tensor:
     return F.pad(x_BCHW, (0, width - x_BCHW.shape[3], 0, height - x_BCHW.shape[2]))
 
 
-AutoConfig.register(BeitUperNetConfig.model_type, BeitUperNetConfig, exist_ok=True)
 AutoBackbone.register(BeitUperNetConfig, BeitBackbone, exist_ok=True)
 AutoModelForImageClassification.register(BeitUperNetConfig, BeitForImageClassification, exist_ok=True)
 AutoModelForSemanticSegmentation.register(BeitUperNetConfig, BeitForSemanticSegmentation, exist_ok=True)
