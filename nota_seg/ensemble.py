@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nota_seg.inference import Protocol, evaluating, predict_probabilities, to_pixels
+from nota_seg.inference import Protocol, evaluating, predict_probabilities, protocol_for, to_pixels
 from nota_seg.models.loading import load_model
 from util.cleanup import crf_labels, dense_crf, mode_filter
 from util.coco import CocoFile
@@ -57,14 +57,15 @@ class Cleaning:
 
 
 def load_members(
-    paths: Sequence[str | Path], weights: Sequence[float], protocol: Protocol, device: torch.device | str
+    paths: Sequence[str | Path], weights: Sequence[float], looks: Mapping[str, Any], device: torch.device | str
 ) -> list[Member]:
     """Load models that vote together; all of them stay in memory.
 
     Args:
         paths: Run folders or `save_pretrained` folders.
         weights: One for each, positive; empty: all equal.
-        protocol: Of every model, with the picture size of each in place of `base_size`.
+        looks: What is chosen of every model's protocol; the picture size, and windows where nothing is said of them,
+            are each model's own (`protocol_for`).
         device: Where to compute.
 
     Raises:
@@ -77,8 +78,7 @@ def load_members(
     members = []
     for path, weight in zip(paths, weights or [1.0] * len(paths), strict=True):
         model, names = load_model(path, device)
-        size = getattr(model.config, "image_size", None)
-        members.append(Member(model, names, replace(protocol, base_size=tuple(size) if size else None), weight))
+        members.append(Member(model, names, protocol_for(model, **looks), weight))
         if names != members[0].class_names:
             raise InputError(f"{path} knows other classes than {paths[0]}: only models of the same classes can vote")
     return members

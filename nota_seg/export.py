@@ -90,8 +90,14 @@ def _pool(x_BCHW: Tensor, output_size: Any) -> Tensor:
     return _cells(H, P, x_BCHW) @ (x_BCHW @ _cells(W, Q, x_BCHW).t())
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:  # fmt: skip
+    """Attention of a model in evaluation mode; transformers' names every argument."""
+    if is_causal:
+        raise NotImplementedError("causal attention")
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
     return (scores if attn_mask is None else scores + attn_mask).softmax(dim=-1) @ v
 
 

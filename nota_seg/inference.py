@@ -95,6 +95,22 @@ def trained_window(model: nn.Module) -> Size | None:
     return None if crop is None else (int(crop[0]), int(crop[1]))
 
 
+def protocol_for(model: nn.Module, **chosen: Any) -> Protocol:
+    """How a model looks at pictures: as chosen, else at the size it names, through the windows that it was made for.
+
+    Args:
+        model: Its configuration may name `image_size` (long, short) and `crop_size`.
+        chosen: Fields of `Protocol`. None is not chosen, but for `base_size`, where it means pictures as they are.
+    """
+    values = {k: v for k, v in chosen.items() if v is not None or k == "base_size"}
+    window = trained_window(model)
+    if values.setdefault("mode", "whole" if window is None else "slide") == "slide":
+        values.setdefault("crop_size", window or (512, 512))
+    size = getattr(getattr(model, "config", None), "image_size", None)
+    values.setdefault("base_size", tuple(size) if size else None)
+    return Protocol(**values)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; after it every part has its own mode back (frozen norms stay frozen)."""

@@ -12,7 +12,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +203,8 @@ def _label(config: FinetuneConfig, output: Path, number: int, labelling: Labelli
     """Pseudo-labels of the round before's model, merged with the labelled pictures to this round's data."""
     folder = output / f"round-{number}"
     train, val, new = (CocoFile.read(output / "data" / f"{name}.json") for name in _NAMES)
-    protocol = protocol_of(config.eval, config.data.crop_size, config.data.base_size)
-    members = load_members([output / f"round-{number - 1}" / "run"], [], replace(protocol, **labelling.views), device)
+    judged = asdict(protocol_of(config.eval, config.data.crop_size, config.data.base_size))
+    members = load_members([output / f"round-{number - 1}" / "run"], [], {**judged, **labelling.views}, device)
     if (folder / "pseudo").is_dir():  # labelled, and stopped before the data were written: the facts may be missing
         shutil.rmtree(folder / "pseudo")
     with Progress(len(new.images), "labelling") as progress:

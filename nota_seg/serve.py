@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from nota_seg.flops import cost
-from nota_seg.inference import Protocol, evaluating, predict_labels, to_pixels
+from nota_seg.inference import Protocol, evaluating, predict_labels, protocol_for, to_pixels
 from nota_seg.models.loading import load_model
 from util.errors import InputError
 from util.palettes import colourise, legend, overlay, palette
@@ -51,15 +51,13 @@ class Candidate:
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str) -> Candidate:
         model, class_names = load_model(path, "cpu")
-        size = getattr(model.config, "image_size", None)
         try:
             price = cost(model, (512, 512))
         except (RuntimeError, ValueError):  # a model of another library with an operator that nobody counts
             price = None
         folder = Path(path)
         name = folder.parent.name if folder.name in ("best", "last") else folder.name
-        protocol = Protocol(base_size=tuple(size) if size else None)
-        candidate = cls(name or str(path), model.to(device), class_names, protocol, price)
+        candidate = cls(name or str(path), model.to(device), class_names, protocol_for(model), price)
         candidate.label(np.zeros((64, 64, 3), dtype=np.uint8))  # the first run is slow, and would be shown
         return candidate
 

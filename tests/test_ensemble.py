@@ -60,6 +60,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / "0", folder / "1"]
 
 
+def test_each_member_looks_through_its_own_windows(runs: list[Path], tmp_path: Path) -> None:
+    names = dict(enumerate(NAMES))
+    small = dict(dim=24, depth=4, decoder={"dim": 8}, auxiliary_dim=8, image_size=None)
+    beit = nota_seg.create_model(
+        "beit-t-upernet", id2label=names, label2id={v: k for k, v in names.items()}, crop_size=[32, 48], **small
+    )
+    beit.save_pretrained(tmp_path)
+    ours, theirs = (m.protocol for m in load_members([runs[0], tmp_path], [], {"scales": (1.0, 2.0)}, "cpu"))
+    assert (ours.mode, ours.crop_size, ours.base_size) == ("whole", None, (80, 40))
+    assert (theirs.mode, theirs.crop_size, theirs.stride, theirs.base_size) == ("slide", (32, 48), (21, 32), None)
+    assert ours.scales == theirs.scales == (1.0, 2.0)
+    (chosen,) = (m.protocol for m in load_members([tmp_path], [], {"mode": None, "stride": (8, 16)}, "cpu"))
+    assert (chosen.mode, chosen.crop_size, chosen.stride) == ("slide", (32, 48), (8, 16))
+    (whole,) = (m.protocol for m in load_members([tmp_path], [], {"mode": "whole"}, "cpu"))
+    assert whole.mode == "whole"
+    with pytest.raises(InputError, match="stride"):  # of both: one of them has no windows
+        load_members([tmp_path, runs[0]], [], {"stride": (8, 16)}, "cpu")
+
+
 def test_votes_are_weighted_probabilities() -> None:
     image = np.zeros((12, 20, 3), dtype=np.uint8)
     members = [member(0.6, 0.2, 0.1, 0.1), member(0.1, 0.7, 0.1, 0.1, weight=3.0)]
@@ -80,10 +99,10 @@ def test_one_picture_at_a_time(waste: Path) -> None:
 def test_members_must_fit(runs: list[Path], tmp_path: Path, waste: Path) -> None:
     nota_seg.create_model("segformer-b0", num_labels=4, **TINY).save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match="other classes"):
-        load_members([runs[0], tmp_path / "other"], [], Protocol(), "cpu")
+        load_members([runs[0], tmp_path / "other"], [], {}, "cpu")
     for weights in ([1.0], [1.0, 0.0], [1.0, -2.0]):
         with pytest.raises(InputError, match="weights"):
-            load_members(runs, weights, Protocol(), "cpu")
+            load_members(runs, weights, {}, "cpu")
     with pytest.raises(InputError, match="categories"):
         list(predicted([Member(Fixed(0.5, 0.5), ["a", "b"], Protocol())], CocoFile.read(waste), "cpu"))
 
@@ -97,7 +116,7 @@ def test_submission_in_the_order_of_the_list(runs: list[Path], waste: Path, tmp_
     assert main([*map(str, words), "--pretrain", str(runs[0]), "--output", str(tmp_path / "a.csv")]) == 0
     file = Submission(tmp_path / "a.csv")
     assert file.image_ids == [image["file_name"] for image in content["images"]]
-    one = load_members(runs[:1], [], Protocol(), "cpu")[0]
+    one = load_members(runs[:1], [], {}, "cpu")[0]
     assert one.protocol.base_size == (80, 40)
     coco = CocoFile.read(tmp_path / "test.json", annotated=False)
     for image in coco.images:

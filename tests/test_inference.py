@@ -221,26 +221,44 @@ def test_protocol_as_dict() -> None:
 
 
 def direct(model: nn.Module, pixels: Tensor, size: tuple[int, int], protocol: Protocol) -> Tensor:
-    """Sliding, multi-scale, mirrored, with everything at full size in memory."""
+    """Sliding, every view that a protocol has, with everything at full size in memory."""
     assert protocol.crop_size is not None and protocol.stride is not None
     (ch, cw), (sh, sw) = protocol.crop_size, protocol.stride
-    x = normal(model, pixels)
+    axes = [[3][:mirrored] + [2][:down] for mirrored in range(1 + protocol.flip) for down in range(1 + protocol.vflip)]
+    turns = range(1 + protocol.rot90)
     views = []
-    for scale in protocol.scales:
-        h, w = (int(side * scale + 0.5) for side in x.shape[2:])
-        for mirrored in (False, True) if protocol.flip else (False,):
-            v = up(x, (h, w))
-            v = v.flip(3) if mirrored else v
-            v = F.pad(v, (0, max(0, cw - w), 0, max(0, ch - h)))
-            total, count = torch.zeros(len(x), 5, *v.shape[2:]), torch.zeros(v.shape[2:])
-            for top in range(0, v.shape[2] - ch + sh, sh):
-                for left in range(0, v.shape[3] - cw + sw, sw):
-                    y, z = min(top, v.shape[2] - ch), min(left, v.shape[3] - cw)
-                    total[:, :, y : y + ch, z : z + cw] += up(model(v[:, :, y : y + ch, z : z + cw]).logits, (ch, cw))
-                    count[y : y + ch, z : z + cw] += 1
-            logits = (total / count)[:, :, :h, :w]
-            views.append(up(logits.flip(3) if mirrored else logits, size).softmax(dim=1))
+    for factor, scale, flipped, turned in itertools.product(protocol.intensities, protocol.scales, axes, turns):
+        brightened = (pixels.float() * factor).round().clamp(0, 255).to(torch.uint8)
+        x = normal(model, brightened)
+        v = up(x, (int(x.shape[2] * scale + 0.5), int(x.shape[3] * scale + 0.5))).flip(flipped).rot90(turned, (2, 3))
+        h, w = v.shape[2:]
+        v = F.pad(v, (0, max(0, cw - w), 0, max(0, ch - h)))
+        total, count = torch.zeros(len(x), 5, *v.shape[2:]), torch.zeros(v.shape[2:])
+        for top in range(0, v.shape[2] - ch + sh, sh):
+            for left in range(0, v.shape[3] - cw + sw, sw):
+                y, z = min(top, v.shape[2] - ch), min(left, v.shape[3] - cw)
+                total[:, :, y : y + ch, z : z + cw] += up(model(v[:, :, y : y + ch, z : z + cw]).logits, (ch, cw))
+                count[y : y + ch, z : z + cw] += 1
+        logits = (total / count)[:, :, :h, :w].rot90(-turned, (2, 3)).flip(flipped)
+        views.append(up(logits, size).softmax(dim=1))
+    assert len(views) == protocol.views
     return torch.stack(views).mean(dim=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("band", [900, 1 << 24])
+@pytest.mark.parametrize("size", [(61, 75), (40, 52)])
+def test_every_kind_of_view_together_is_the_direct_computation(
+    model: Foreign, pixels: Tensor, size: tuple[int, int], band: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nota_seg.views.BAND", band)
+    monkeypatch.setattr("nota_seg.views.TRIM", 1)
+    protocol = Protocol(
+        "slide", (32, 24), (20, 10), scales=(0.5, 1.0, 1.75), flip=True, vflip=True, rot90=True, intensities=(0.9, 1.3)
+    )  # fmt: skip
+    expected = direct(model, pixels, size, protocol)
+    torch.testing.assert_close(predict_probabilities(model, pixels, size, protocol), expected)
+    assert torch.equal(predict_labels(model, pixels, size, protocol), expected.argmax(dim=1))
 
 
 @torch.no_grad()

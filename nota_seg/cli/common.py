@@ -60,6 +60,9 @@ Tta = Annotated[
     list[View] | None,
     typer.Option("--tta", help="Test-time views; probabilities are averaged. intensity: 0.9, 1, 1.1. Repeatable."),
 ]
+Mode = Annotated[str | None, typer.Option(help="whole or slide.  [default: whole; of BEiT slide]")]
+Crop = Annotated[str | None, typer.Option(help="Window of slide: 512 or HxW.  [default: 512; of BEiT its own]")]
+Stride = Annotated[str | None, typer.Option(help="Of the window.  [default: two thirds of it]")]
 Crf = Annotated[bool, typer.Option("--crf", help="Refine with a dense conditional random field (seconds a picture).")]
 Cleaning = Annotated[Clean, typer.Option("--clean", help="mode3: each pixel becomes the most frequent id of its 3x3.")]
 Forms = Annotated[Form, typer.Option("--form", help="Of annotations; both are exact in the mask.")]
@@ -75,6 +78,19 @@ def views(tta: list[View] | None) -> dict[str, Any]:
     chosen = set(tta or [])
     found: dict[str, Any] = {"flip": View.HFLIP in chosen, "vflip": View.VFLIP in chosen, "rot90": View.ROT90 in chosen}
     return {**found, "intensities": (0.9, 1.0, 1.1) if View.INTENSITY in chosen else (1.0,)}
+
+
+def looks(
+    scales: str, tta: list[View] | None, mode: str | None, crop_size: str | None, stride: str | None
+) -> dict[str, Any]:
+    """What was chosen of the protocol; None where it was not, see `inference.protocol_for`."""
+    return {
+        "mode": mode,
+        "crop_size": parse_size(crop_size, "--crop-size"),
+        "stride": parse_size(stride, "--stride"),
+        "scales": parse_numbers(scales, "--scales"),
+        **views(tta),
+    }
 
 
 def parse_size(text: str | None, option: str) -> tuple[int, int] | None:

@@ -8,17 +8,20 @@ from typing import Annotated
 import typer
 
 from nota_seg.cli.common import (
+    Crop,
     Device,
     Form,
     Forms,
+    Mode,
     Pictures,
     Side,
+    Stride,
     Tta,
+    looks,
     parse_numbers,
     print_json,
     quiet_libraries,
     torch_device,
-    views,
 )  # fmt: skip
 from util.errors import InputError, did_you_mean
 
@@ -91,6 +94,9 @@ def pseudo_label(
     form: Forms = Form.RLE,
     scales: Annotated[str, typer.Option(help="As in eval.")] = "1",
     tta: Tta = None,
+    mode: Mode = None,
+    crop_size: Crop = None,
+    stride: Stride = None,
     images: Pictures = None,
     device: Device = None,
 ) -> None:
@@ -100,7 +106,6 @@ def pseudo_label(
     """
     torch_dev = torch_device(device)
     from nota_seg.ensemble import load_members
-    from nota_seg.inference import Protocol
     from nota_seg.pseudo_label import Thresholds
     from nota_seg.pseudo_label import pseudo_label as run
     from util.coco import CocoFile, must_be_new
@@ -108,10 +113,10 @@ def pseudo_label(
 
     quiet_libraries()
     must_be_new(output_dir)
+    chosen = looks(scales, tta, mode, crop_size, stride)
     coco = CocoFile.read(test_json, annotated=False)
     thresholds = Thresholds(pixel, class_thresholds(class_, ["background", *coco.class_names]), image)
-    protocol = Protocol(scales=parse_numbers(scales, "--scales"), **views(tta))
-    members = load_members(pretrain, weight or [], protocol, torch_dev)
+    members = load_members(pretrain, weight or [], chosen, torch_dev)
     with Progress(len(coco.images), "labelling") as progress:
         result = run(
             members, coco, output_dir, thresholds, device=torch_dev, form=form.value, masks=masks, root=images,

@@ -8,15 +8,17 @@ from typing import Annotated
 import typer
 
 from nota_seg.cli.common import (
+    Crop,
     Deterministic,
     Device,
+    Mode,
+    Stride,
     Tta,
-    parse_numbers,
+    looks,
     parse_size,
     print_json,
     quiet_libraries,
     torch_device,
-    views,
 )
 
 
@@ -24,11 +26,9 @@ def evaluate(
     data_dir: Annotated[str, typer.Option(help="As in finetune.")],
     pretrain: Annotated[str, typer.Option(help="A run's folder, or its best/ or last/.")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
-    mode: Annotated[str | None, typer.Option(help="whole or slide.  [default: whole; of BEiT slide]")] = None,
-    crop_size: Annotated[
-        str | None, typer.Option(help="Window of slide: 512 or HxW.  [default: 512; of BEiT its own]")
-    ] = None,
-    stride: Annotated[str | None, typer.Option(help="Of the window.  [default: two thirds of it]")] = None,
+    mode: Mode = None,
+    crop_size: Crop = None,
+    stride: Stride = None,
     scales: Annotated[str, typer.Option(help="Comma-separated, e.g. 0.5,1,1.5; probabilities are averaged.")] = "1",
     flip: Annotated[bool, typer.Option("--flip", help="Also the mirrored picture.")] = False,
     tta: Tta = None,
@@ -57,7 +57,7 @@ def evaluate(
     from nota_seg.data.sources import open_source
     from nota_seg.evaluate import evaluate as run
     from nota_seg.evaluate import format_table
-    from nota_seg.inference import Protocol, trained_window
+    from nota_seg.inference import protocol_for
     from nota_seg.models.loading import load_model
     from nota_seg.picture_counts import PictureCounts, Row, count_picture
     from util.files import write_json
@@ -67,21 +67,12 @@ def evaluate(
     quiet_libraries()
     if deterministic:
         make_deterministic()
-    window, step = parse_size(crop_size, "--crop-size"), parse_size(stride, "--stride")
-    model, _ = load_model(pretrain, torch_dev)
-    trained = trained_window(model)
-    mode = mode or ("whole" if trained is None else "slide")
-    if mode == "slide":
-        window = window or trained or (512, 512)
-    fitted = getattr(model.config, "image_size", None)
+    chosen = {**looks(scales, tta, mode, crop_size, stride), "precision": precision}
+    chosen["flip"] |= flip
     if base_size is not None:
-        fitted = None if base_size.lower() == "none" else parse_size(base_size, "--base-size")
-    seen = views(tta)
-    seen["flip"] |= flip
-    protocol = Protocol(
-        mode=mode, crop_size=window, stride=step, scales=parse_numbers(scales, "--scales"),
-        base_size=tuple(fitted) if fitted else None, precision=precision, **seen,
-    )  # fmt: skip
+        chosen["base_size"] = None if base_size.lower() == "none" else parse_size(base_size, "--base-size")
+    model, _ = load_model(pretrain, torch_dev)
+    protocol = protocol_for(model, **chosen)
     source = open_source(data_dir)
     total = source.splits.get(split, 0)
     counts: list[Row] = []

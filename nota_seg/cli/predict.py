@@ -22,7 +22,7 @@ def predict(
     Example: `nota-seg predict street.jpg photos/ --pretrain result/b0-ade --output-dir labels`
     """
     torch_dev = torch_device(device)
-    from nota_seg.inference import Protocol, trained_window
+    from nota_seg.inference import protocol_for
     from nota_seg.models.loading import load_model
     from nota_seg.predict import find_pictures
     from nota_seg.predict import predict as run
@@ -30,12 +30,9 @@ def predict(
 
     quiet_libraries()
     model, class_names = load_model(pretrain, torch_dev)
-    size = getattr(model.config, "image_size", None)
-    window = trained_window(model)
-    protocol = Protocol("slide" if window else "whole", window, base_size=tuple(size) if size else None)
     with Progress(len(find_pictures(images, output_dir)), "predicting") as progress:
         written = run(
-            model, images, output_dir, protocol, class_names=class_names, device=torch_dev, overwrite=overwrite,
+            model, images, output_dir, protocol_for(model), class_names=class_names, device=torch_dev, overwrite=overwrite,
             progress=progress,
         )  # fmt: skip
     for path in written:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,14 +11,16 @@ from nota_seg.cli.common import (
     Clean,
     Cleaning,
     Crf,
+    Crop,
     Device,
+    Mode,
     Pictures,
     Side,
+    Stride,
     Tta,
-    parse_numbers,
+    looks,
     quiet_libraries,
     torch_device,
-    views,
 )  # fmt: skip
 from util.errors import InputError
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 NewFile = Annotated[Path, typer.Option("--output", help="The new CSV; never written over another.")]
 Scales = Annotated[str, typer.Option(help="As in eval.")]
+_LOOKS = "--scales, --tta, --mode, --crop-size and --stride"
 
 
 def submit(
@@ -39,6 +42,9 @@ def submit(
     size: Side = 256,
     scales: Scales = "1",
     tta: Tta = None,
+    mode: Mode = None,
+    crop_size: Crop = None,
+    stride: Stride = None,
     crf: Crf = False,
     clean: Cleaning = Clean.NONE,
     images: Pictures = None,
@@ -50,11 +56,13 @@ def submit(
     """
     if (pretrain is None) == (labels is None):
         raise InputError("give --pretrain (a model) or --labels (a folder of label PNGs), one of them")
-    if labels is not None and (tta or scales != "1"):
-        raise InputError("--tta and --scales are for --pretrain; labels from --labels are as they are")
+    asked = bool(tta or mode or crop_size or stride) or scales != "1"
+    if labels is not None and asked:
+        raise InputError(f"{_LOOKS} are for --pretrain; labels from --labels are as they are")
+    chosen = looks(scales, tta, mode, crop_size, stride)
     if labels is None:
         assert pretrain is not None  # one of the two is given
-        _soft(test_json, [pretrain], [], output, size, scales, tta, crf, clean, images, device)
+        _soft(test_json, [pretrain], [], output, size, chosen, crf, clean, images, device)
         return
     from nota_seg.ensemble import cleaned, from_masks
     from util.coco import CocoFile, must_be_new
@@ -91,6 +99,9 @@ def ensemble(
     ] = None,
     scales: Scales = "1",
     tta: Tta = None,
+    mode: Mode = None,
+    crop_size: Crop = None,
+    stride: Stride = None,
     crf: Crf = False,
     clean: Cleaning = Clean.NONE,
     images: Pictures = None,
@@ -107,10 +118,11 @@ def ensemble(
     if pretrain:
         if test_json is None:
             raise InputError("soft voting needs --test-json: the list of the test pictures")
-        _soft(test_json, pretrain, weight or [], output, size or 256, scales, tta, crf, clean, images, device)
+        chosen = looks(scales, tta, mode, crop_size, stride)
+        _soft(test_json, pretrain, weight or [], output, size or 256, chosen, crf, clean, images, device)
         return
-    if weight or tta or scales != "1":
-        raise InputError("--weight, --tta and --scales are for --pretrain; submissions vote one pixel, one vote")
+    if weight or tta or mode or crop_size or stride or scales != "1":
+        raise InputError(f"--weight, {_LOOKS} are for --pretrain; submissions vote one pixel, one vote")
     if crf and test_json is None:
         raise InputError("--crf needs the pictures: give --test-json")
     from nota_seg.ensemble import cleaned
@@ -139,12 +151,11 @@ def _cleaning(crf: bool, clean: Clean) -> voting.Cleaning:
 
 
 def _soft(
-    test_json: Path, pretrain: list[str], weight: list[float], output: Path, size: int, scales: str, tta: Tta,
+    test_json: Path, pretrain: list[str], weight: list[float], output: Path, size: int, chosen: dict[str, Any],
     crf: bool, clean: Clean, images: Path | None, device: str | None,
 ) -> None:  # fmt: skip
     torch_dev: torch.device = torch_device(device)
     from nota_seg.ensemble import load_members, predicted
-    from nota_seg.inference import Protocol
     from util.coco import CocoFile, must_be_new
     from util.progress import Progress
     from util.submissions import write_submission
@@ -152,8 +163,7 @@ def _soft(
     quiet_libraries()
     must_be_new(output)
     coco = CocoFile.read(test_json, annotated=False)
-    protocol = Protocol(scales=parse_numbers(scales, "--scales"), **views(tta))
-    members = load_members(pretrain, weight, protocol, torch_dev)
+    members = load_members(pretrain, weight, chosen, torch_dev)
     with Progress(len(coco.images), "predicting") as progress:
         rows = predicted(members, coco, torch_dev, _cleaning(crf, clean), images)
         write_submission(output, rows, side=size, progress=progress)

@@ -58,12 +58,12 @@ OPTIONS = {
     "serve": {"--port", "--host", "--device", "--gpu"},
     "convert": {"--model", "--num-classes", "--task", "--to", "--set", "--overwrite"},
     "submit": {
-        "--test-json", "--output", "--pretrain", "--labels", "--size", "--scales", "--tta", "--crf", "--clean",
-        "--images", "--device", "--gpu",
+        "--test-json", "--output", "--pretrain", "--labels", "--size", "--scales", "--tta", "--mode",
+        "--crop-size", "--stride", "--crf", "--clean", "--images", "--device", "--gpu",
     },
     "ensemble": {
-        "--csv", "--output", "--pretrain", "--weight", "--test-json", "--size", "--scales", "--tta", "--crf",
-        "--clean", "--images", "--device", "--gpu",
+        "--csv", "--output", "--pretrain", "--weight", "--test-json", "--size", "--scales", "--tta", "--mode",
+        "--crop-size", "--stride", "--crf", "--clean", "--images", "--device", "--gpu",
     },
     "compare": {
         "--output-dir", "--size", "--samples", "--seed", "--title", "--data-dir", "--pair", "--pictures", "--limit",
@@ -94,7 +94,7 @@ DATA_OPTIONS = {
     "to-submission": {"--output", "--size"},
     "pseudo-label": {
         "--test-json", "--pretrain", "--output-dir", "--weight", "--pixel", "--class", "--image", "--masks", "--form",
-        "--scales", "--tta", "--images", "--device", "--gpu",
+        "--scales", "--tta", "--mode", "--crop-size", "--stride", "--images", "--device", "--gpu",
     },
 }  # fmt: skip
 

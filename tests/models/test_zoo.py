@@ -102,18 +102,45 @@ def test_initialisation_is_the_published_one() -> None:
     assert stage.norm.eps == 1e-6 and stage.stem.norm.eps == 1e-5
 
 
-def test_auto_classes_know_us_after_one_import(tmp_path: Path) -> None:
-    nota_seg.create_model("segformer-b0-pool", num_labels=3).save_pretrained(tmp_path / "segmentation")
-    nota_seg.create_model("segformer-b0-pool", "classification", 3).save_pretrained(tmp_path / "classification")
-    for order in ("import nota_seg, transformers", "import transformers, nota_seg"):
-        code = f"""
+@pytest.mark.parametrize(
+    "order",
+    [
+        "import nota_seg, transformers",
+        "import transformers, nota_seg",
+        # The Auto classes are brought along by a module of transformers that is itself half imported then.
+        "import nota_seg; from transformers import SegformerForSemanticSegmentation",
+        "import nota_seg; from transformers import BeitModel",
+        "import nota_seg.models.external.beit",
+        "import nota_seg.models.auto",
+    ],
+)
+def test_auto_classes_know_us_whatever_is_imported_first(order: str, saved: Path) -> None:
+    code = f"""
 {order}
 from transformers import (AutoConfig, AutoImageProcessor, AutoModelForImageClassification,
                           AutoModelForSemanticSegmentation)
-assert AutoConfig.from_pretrained({str(tmp_path / "segmentation")!r}).zoo_name == "segformer-b0-pool"
-assert AutoModelForSemanticSegmentation.from_pretrained({str(tmp_path / "segmentation")!r}).config.num_labels == 3
-assert AutoModelForImageClassification.from_pretrained({str(tmp_path / "classification")!r}).config.num_labels == 3
-assert AutoImageProcessor.from_pretrained({str(tmp_path / "segmentation")!r}).size["shortest_edge"] == 512
+for name in {KINDS}:
+    folder = {str(saved)!r} + "/" + name.replace(":", "-").replace("/", "-")
+    assert AutoConfig.from_pretrained(folder).zoo_name == name
+    assert AutoModelForSemanticSegmentation.from_pretrained(folder).config.num_labels == 3
+    if not name.startswith("smp"):
+        assert AutoModelForImageClassification.from_pretrained(folder + "-classes").config.num_labels == 3
+    assert AutoImageProcessor.from_pretrained(folder).size["shortest_edge"] in (512, 128)
 """
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr[-2000:]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=saved)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+KINDS = ["segformer-b0-pool", "beit-t-upernet", "smp:unet/resnet18", "timm:resnet18/fpn"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of each kind, as `name` and as `name-classes`."""
+    folder = tmp_path_factory.mktemp("saved")
+    for name in KINDS:
+        file = folder / name.replace(":", "-").replace("/", "-")
+        nota_seg.create_model(name, num_labels=3).save_pretrained(file)
+        if not name.startswith("smp"):
+            nota_seg.create_model(name, "classification", 3).save_pretrained(f"{file}-classes")
+    return folder

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AutoBackbone,
-    AutoConfig,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
     BeitConfig,
@@ -158,12 +157,15 @@ class BeitForSemanticSegmentation(BeitPreTrained):
         )
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> AuxiliaryOutput:
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, output_hidden_states: bool = False, **kwargs: Any
+    ) -> AuxiliaryOutput:
         """
         Args:
             pixel_values: (B, 3, H, W), normalised. Sides that are no multiples of 16 are padded with zeros, the mean
                 colour, at the right and the bottom; the padding's logits are cut off.
             labels: (B, H', W') class indices; the loss is taken at their size, where they are not the ignored label.
+            output_hidden_states: Also the neck's maps, as `hidden_states`.
         """
         maps = self.neck(self.encoder(padded(pixel_values), self.config.out_indices))
         stride: int = self.decoder.stride  # type: ignore[assignment]
@@ -180,7 +182,8 @@ class BeitForSemanticSegmentation(BeitPreTrained):
             if auxiliary is not None:
                 extra = upsampled_cross_entropy(auxiliary, labels, ignore_index=ignored)
                 loss = loss + self.config.auxiliary_weight * extra
-        return AuxiliaryOutput(loss=loss, logits=logits, auxiliary_logits=auxiliary)
+        hidden = tuple(maps) if output_hidden_states else None
+        return AuxiliaryOutput(loss=loss, logits=logits, hidden_states=hidden, auxiliary_logits=auxiliary)
 
     @torch.no_grad()
     def predict_labels(self, pixel_values: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -236,7 +239,6 @@ def padded(x_BCHW: Tensor) -> Tensor:
     return F.pad(x_BCHW, (0, width - x_BCHW.shape[3], 0, height - x_BCHW.shape[2]))
 
 
-AutoConfig.register(BeitUperNetConfig.model_type, BeitUperNetConfig, exist_ok=True)
 AutoBackbone.register(BeitUperNetConfig, BeitBackbone, exist_ok=True)
 AutoModelForImageClassification.register(BeitUperNetConfig, BeitForImageClassification, exist_ok=True)
 AutoModelForSemanticSegmentation.register(BeitUperNetConfig, BeitForSemanticSegmentation, exist_ok=True)

@@ -1,4 +1,7 @@
-"""The configuration of BEiT models, without the models: transformers' Beit takes a while to import."""
+"""The configuration of BEiT models, without the models; the first one tells transformers' Auto classes of them.
+
+Before that transformers may be half imported, and its Beit, which the models stand on, out of reach.
+"""
 
 from __future__ import annotations
 
@@ -92,6 +95,7 @@ class BeitUperNetConfig(PretrainedConfig):
         self.image_size = None if image_size is None else list(image_size)
         self.zoo_name = zoo_name
         super().__init__(**kwargs)
+        import nota_seg.models.external.beit  # noqa: F401  (tells the Auto classes of its models)
 
     @property
     def window(self) -> Window:

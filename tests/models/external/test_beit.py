@@ -20,6 +20,8 @@ from transformers import BeitForSemanticSegmentation as TransformersBeit
 
 import nota_seg
 from nota_seg.cli import main
+from nota_seg.distill import Teacher
+from nota_seg.export import export
 from nota_seg.flops import cost
 from nota_seg.models.checkpoints.beit import to_mmseg
 from nota_seg.models.external.beit_positions import (
@@ -448,6 +450,18 @@ def test_saved_exported_counted(tmp_path: Path) -> None:
     assert result["uncounted"] == {} and sum(result["by_part"].values()) == result["macs"]
     tokens, dim, depth = 65, 48, 4
     assert result["macs_reference"] - result["macs_reference_without_attention"] == depth * 2 * tokens**2 * dim
+
+
+def test_in_onnx_runtime_and_as_a_teacher_of_maps(tmp_path: Path) -> None:
+    model = shaken(nota_seg.create_model("beit-t-upernet", num_labels=5, **SMALL, crop_size=64))
+    result = export(model, list("abcde"), tmp_path / "files", formats=["onnx"], size=(64, 64))
+    entry = result["formats"]["onnx"]
+    assert entry["logits"] <= 1e-4 and entry["labels"] >= 0.9999, entry
+    model.save_pretrained(tmp_path / "teacher")
+    names = [str(model.config.id2label[i]) for i in range(5)]
+    logits, maps = Teacher(str(tmp_path / "teacher"), names)(torch.zeros(1, 3, 64, 96, dtype=torch.uint8), maps=True)
+    assert logits.shape == (1, 5, 16, 24)
+    assert [m.shape[1:] for m in maps] == [(24, 16, 24), (24, 8, 12), (24, 4, 6), (24, 2, 3)]
 
 
 @pytest.mark.parametrize(("name", "millions"), [("beit-b-upernet", 163.4), ("beit-l-upernet", 441.3)])
