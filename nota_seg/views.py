@@ -203,4 +203,4 @@ def band_height(views: Sequence[View], values: int) -> int:
     return max(1, int(BAND / (values * max(widest, views[0].size[1]))))
 
 
-BAND = 1 << 23  # 32 MB of float32
+BAND = 1 << 22  # 16 MB of float32
