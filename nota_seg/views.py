@@ -16,7 +16,7 @@ from torch import Tensor
 from nota_seg.models.resize import taps
 
 Size = tuple[int, int]
-TRIM = 8  # rows of coarse logits that must be done with before they are given up
+PIECE = 8  # rows of coarse logits that are given up together
 
 
 def starts(length: int, crop: int, stride: int) -> Iterator[int]:
@@ -85,20 +85,32 @@ class Window:
     top: int
     left: int
     size: Size
-    logits: Tensor | None = field(default=None, repr=False)  # (B, K, h, w), from row `cut` on, once computed
-    height: int = 0  # h with the rows that were cut
-    cut: int = 0
+    height: int = 0  # of its logits; 0: not computed yet
+    pieces: list[Tensor | None] = field(default_factory=list, repr=False)  # `PIECE` rows of them each
 
     @property
     def bottom(self) -> int:
         return self.top + self.size[0]
 
-    def trim(self, row: int) -> None:
-        """Give up the rows of logits that only rows above `row` of the view need."""
-        if self.logits is not None and row > self.top:
+    def keep(self, logits_BKhw: Tensor) -> None:
+        """Pieces of equal size, each with memory of its own: what one gives up the next can have."""
+        self.height = logits_BKhw.shape[2]
+        self.pieces = [piece.clone() for piece in logits_BKhw.split(PIECE, dim=2)]
+
+    def give_up(self, row: int) -> None:
+        """Forget the logits that only rows above `row` of the view need."""
+        if self.height and row > self.top:
             low = int(max(0.0, (row - self.top + 0.5) * self.height / self.size[0] - 0.5))
-            if low - self.cut >= TRIM:
-                self.logits, self.cut = self.logits[:, :, low - self.cut :].clone(), low
+            for i in range(low // PIECE):
+                self.pieces[i] = None
+
+    def rows(self, size: Size, first: int, last: int) -> Tensor:
+        """Rows `first` to `last` of its logits resized to `size`."""
+        low, high, _ = taps(self.height, size[0])
+        start = int(low[first]) // PIECE
+        parts = [p for p in self.pieces[start : int(high[last - 1]) // PIECE + 1] if p is not None]
+        part = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        return resized_rows(part, size, first, last, offset=start * PIECE, height=self.height)
 
 
 class View:
@@ -146,7 +158,7 @@ class View:
         """(B, K, last - first, W); a later call must not ask for rows above those of an earlier one."""
         if self.crop_size is None:
             # In one step to the size wanted, and not through the view's, so that one view is `model.predict_labels`.
-            return resized_rows(self._logits(self.windows[0]), self.size, first, last)
+            return self._seen(self.windows[0]).rows(self.size, first, last)
         if self.size == self.own_size:
             return self._own_rows(first, last)
         low, high, _ = taps(self.own_size[0], self.size[0])
@@ -159,17 +171,15 @@ class View:
         self.windows = [w for w in self.windows if w.bottom > top]
         needed = [w for w in self.windows if w.top < bottom]
         for window in needed:
-            window.trim(top)
+            window.give_up(top)
         total: Tensor | None = None
         width = self.own_size[1]
         count = torch.zeros(bottom - top, width, device=self.pictures.device)
         for window in needed:
-            logits = self._logits(window)
             first, last = max(top, window.top), min(bottom, window.bottom)
             left, right = max(0, window.left), min(width, window.left + window.size[1])
-            rows = resized_rows(
-                logits, window.size, first - window.top, last - window.top, offset=window.cut, height=window.height
-            )[..., left - window.left : right - window.left]
+            rows = self._seen(window).rows(window.size, first - window.top, last - window.top)
+            rows = rows[..., left - window.left : right - window.left]
             if total is None:
                 total = rows.new_zeros(*rows.shape[:2], bottom - top, width)
             total[:, :, first - top : last - top, left:right] += rows
@@ -177,15 +187,14 @@ class View:
         assert total is not None  # windows cover the view
         return total.div_(count)
 
-    def _logits(self, window: Window) -> Tensor:
-        if window.logits is None:
+    def _seen(self, window: Window) -> Window:
+        if not window.height:
             crop = self.change.do(self._pixels(window))
             if self.crop_size is not None:
                 short = [side - have for side, have in zip(self.crop_size, crop.shape[2:], strict=True)]
                 crop = F.pad(crop, (0, short[1], 0, short[0]))
-            window.logits = self.change.undo(self.forward(crop).float())
-            window.height = window.logits.shape[2]
-        return window.logits
+            window.keep(self.change.undo(self.forward(crop).float()))
+        return window
 
     def _pixels(self, window: Window) -> Tensor:
         """What of the scaled picture lies in a window."""

@@ -252,7 +252,7 @@ def test_every_kind_of_view_together_is_the_direct_computation(
     model: Foreign, pixels: Tensor, size: tuple[int, int], band: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nota_seg.views.BAND", band)
-    monkeypatch.setattr("nota_seg.views.TRIM", 1)
+    monkeypatch.setattr("nota_seg.views.PIECE", 1)
     protocol = Protocol(
         "slide", (32, 24), (20, 10), scales=(0.5, 1.0, 1.75), flip=True, vflip=True, rot90=True, intensities=(0.9, 1.3)
     )  # fmt: skip
@@ -268,7 +268,7 @@ def test_bands_of_any_height_are_the_direct_computation(
     model: Foreign, pixels: Tensor, size: tuple[int, int], band: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nota_seg.views.BAND", band)
-    monkeypatch.setattr("nota_seg.views.TRIM", 1)
+    monkeypatch.setattr("nota_seg.views.PIECE", 1)
     protocol = Protocol("slide", (32, 24), (20, 10), scales=(0.5, 0.75, 1.0, 1.75), flip=True)
     expected = direct(model, pixels, size, protocol)
     model.sizes.clear()
