@@ -17,7 +17,10 @@ def ablate(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="A ladder, a grid or variants; see the README.")],
     output_dir: Annotated[Path, typer.Option(help="Folder of the ablation.")],
     device: Annotated[
-        str | None, typer.Option("--device", "--gpu", help="`cpu`, or GPU numbers: 0,1,2,3 trains a variant on each.")
+        str | None,
+        typer.Option(
+            "--device", "--gpu", help="GPU numbers: 0,1,2,3 trains a variant on each; cpu; cpu,cpu: two at once."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill; what is done is not repeated.")] = False,
     overwrite: Overwrite = False,
@@ -31,8 +34,8 @@ def ablate(
 
     quiet_libraries()
     devices = [None] if device is None else [d.strip() for d in device.removeprefix("cuda:").split(",")]
-    if device not in (None, "cpu", "cuda") and not all(d is not None and d.isdigit() for d in devices):
-        raise InputError(f"--device {device!r}: give cpu, cuda, or GPU numbers such as 0 or 0,1,2,3")
+    if device not in (None, "cuda") and not all(d is not None and (d == "cpu" or d.isdigit()) for d in devices):
+        raise InputError(f"--device {device!r}: give cpu, cpu,cpu, cuda, or GPU numbers such as 0 or 0,1,2,3")
     assert context.parent is not None
     verbs = context.parent.command.commands  # type: ignore[attr-defined]
     options = {name: {o for p in verb.params for o in p.opts if o.startswith("--")} for name, verb in verbs.items()}
