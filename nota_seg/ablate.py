@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import json
+import os
 import queue
 import shutil
 import signal
@@ -393,6 +394,7 @@ class Ablation:
             file.write(f"$ nota-seg {' '.join(command[3:])}\n")
             child = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
+                env=self._environment(words[0]),
                 start_new_session=True, preexec_fn=_die_with_parent,  # Ctrl-C reaches it through us alone
             )  # fmt: skip
             with self._lock:
@@ -414,6 +416,14 @@ class Ablation:
         if code != 0:
             raise StageFailed(last.removeprefix("error: ") or f"exit code {code}")
         return result[0]
+
+    def _environment(self, verb: str) -> dict[str, str]:
+        """Variants side by side on the processor share its threads; a latency is measured alone, with all of them."""
+        beside = self.devices.count("cpu")
+        if beside < 2 or verb == "latency":
+            return dict(os.environ)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return {"OMP_NUM_THREADS": str(max(1, cores // beside)), **os.environ}  # what the user set stands
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -466,7 +476,7 @@ def ablate(
     Args:
         spec: What to do.
         output: `runs/VARIANT`, `pretrain/ENCODER`, `logs`, `report/index.html`, `table.md`, `table.tex`, `ablate.json`.
-        devices: One variant at a time on each; None is the best device there is.
+        devices: One variant at a time on each, `cpu` as often as it stands there; None is the best device there is.
         resume: Go on: finished stages are not repeated, an unfinished training continues.
         overwrite: Start anew.
         options: Options of each verb, to check the sections by.

@@ -7,6 +7,7 @@ student, the optimiser and the projections, a saved folder holds the student alo
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from nota_seg.data.sources import SegmentationSource
 from nota_seg.finetune import SegmentationTask
 from nota_seg.inference import statistics_of
 from nota_seg.models.loading import load_model, model_folder
-from nota_seg.models.modeling import Encoder
+from nota_seg.models.modeling import Encoder, NotaSegPreTrainedModel
 from nota_seg.models.pixels import normalise
 from util.errors import InputError
 from util.progress import Progress
@@ -43,7 +44,7 @@ class DistillTask(SegmentationTask):
         self.teacher = Teacher(self.settings.teacher, source.class_names)
         say(self.teacher.describe())
         if self.settings.features:
-            attach_projections(self.model, self.teacher)
+            attach_projections(self.model, self.teacher, config.data.crop_size)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         settings = self.settings
@@ -64,7 +65,7 @@ class Teacher(nn.Module):
     """A saved segmentation model whose classes are put in the order of the student's.
 
     Args:
-        path: A run's folder or a `save_pretrained` folder, of ours or of transformers.
+        path: A run's folder or a `save_pretrained` folder, of ours, of transformers or of segmentation-models-pytorch.
         class_names: Of the student.
 
     Raises:
@@ -105,9 +106,13 @@ class Teacher(nn.Module):
         self.eval()
         x = normalise(pixels, self.mean, self.std)
         with watching(self.model, maps=maps) as seen:
-            own = isinstance(getattr(self.model, "encoder", None), Encoder)
-            out = self.model(pixel_values=x, **({"output_hidden_states": True} if maps and not own else {}))
-        if maps and not own:
+            inside = maps and not isinstance(self.model, NotaSegPreTrainedModel)
+            out = self.model(pixel_values=x, **({"output_hidden_states": True} if inside else {}))
+        if "padded" in seen and getattr(self.model.encoder, "input_size", None) is None:
+            # The picture's share of what was padded at the right and the bottom.
+            shares = [min(1.0, a / b) for a, b in zip(x.shape[2:], seen["padded"], strict=True)]
+            seen["maps"] = [m[..., : _share(m, 2, shares), : _share(m, 3, shares)] for m in seen["maps"]]
+        if maps and not seen.get("maps"):
             hidden = [h for h in getattr(out, "hidden_states", None) or () if h.ndim == 4]
             # The last map of each size: what a stage ends with.
             seen["maps"] = list({tuple(h.shape[2:]): h for h in hidden}.values())
@@ -118,6 +123,10 @@ class Teacher(nn.Module):
                 )
         logits = out.logits if self.order is None else out.logits[:, self.order.to(out.logits.device)]
         return logits, seen.get("maps", [])
+
+
+def _share(map_BCHW: Tensor, dim: int, shares: Sequence[float]) -> int:
+    return math.ceil(map_BCHW.shape[dim] * shares[dim - 2])
 
 
 def class_order(theirs: Sequence[str], ours: Sequence[str], path: str) -> Tensor | None:
@@ -146,20 +155,31 @@ def watching(model: Any, *, maps: bool) -> Iterator[dict[str, Any]]:
     def keep_logits(module: nn.Module, inputs: Any, output: Any) -> None:
         seen["logits"] = output.logits
 
+    encoder = getattr(model, "encoder", None)
+
     def keep_maps(module: nn.Module, inputs: Any, output: Any) -> None:
-        seen["maps"] = [x_BHWC.permute(0, 3, 1, 2) for x_BHWC in output]
+        if isinstance(module, Encoder):
+            seen["maps"] = [x_BHWC.permute(0, 3, 1, 2) for x_BHWC in output]
+            return
+        found = output[0] if isinstance(output, tuple) else output  # smp's DPT: maps and tokens
+        # The input itself, and a level that an encoder has not, are no maps.
+        seen["maps"] = [x for x in found if x.ndim == 4 and x.shape[1] and x is not inputs[0]]
+        seen["padded"] = inputs[0].shape[2:]
 
     with ExitStack() as stack:
         stack.callback(model.register_forward_hook(keep_logits).remove)
-        if maps and isinstance(getattr(model, "encoder", None), Encoder):
-            stack.callback(model.encoder.register_forward_hook(keep_maps).remove)
+        if maps and isinstance(encoder, nn.Module) and isinstance(model, NotaSegPreTrainedModel):
+            stack.callback(encoder.register_forward_hook(keep_maps).remove)
         yield seen
 
 
-def attach_projections(student: Any, teacher: Teacher) -> None:
+def attach_projections(student: Any, teacher: Teacher, size: Sequence[int] = (64, 64)) -> None:
     """A 1x1 convolution a stage, from the student's channels to the teacher's, trained with the decoder.
 
     They belong to the student's state while it trains, so that a continued run has them; no saved folder does.
+
+    Args:
+        size: (height, width) that will be trained on: where a teacher resizes pictures it decides which maps match.
     """
     if not isinstance(getattr(student, "encoder", None), Encoder):
         raise InputError(
@@ -167,8 +187,8 @@ def attach_projections(student: Any, teacher: Teacher) -> None:
             "set it to 0"
         )
     with torch.no_grad():
-        _, maps = teacher(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), maps=True)
-        sizes = [[64 // s, 64 // s] for s in student.config.strides]
+        _, maps = teacher(torch.zeros(1, 3, *size, dtype=torch.uint8), maps=True)
+        sizes = [[-(-side // s) for side in size] for s in student.config.strides]
     channels = [maps[nearest(size, maps)].shape[1] for size in sizes]
     student.decoder.distillation = nn.ModuleList(
         nn.Conv2d(own, theirs, kernel_size=1) for own, theirs in zip(student.config.channels, channels, strict=True)

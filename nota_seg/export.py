@@ -346,6 +346,7 @@ def _compare(
 
 def _quantise(graph: bytes, file: Path, pictures: Iterator[Tensor], folder: Path) -> None:
     """Static int8 (QDQ) of convolutions and matrix products, weights by channel; the rest stays in float32."""
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -365,6 +366,11 @@ def _quantise(graph: bytes, file: Path, pictures: Iterator[Tensor], folder: Path
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             op_types_to_quantize=["Conv", "MatMul", "Gemm"],
         )  # fmt: skip
+        made = onnx.load(file)
+        metadata = onnx.load_from_string(graph).metadata_props
+        del made.metadata_props[:]  # the quantiser leaves notes of its own among ours
+        made.metadata_props.extend(metadata)
+        onnx.save(made, file)
     finally:
         raw.unlink(missing_ok=True)
         ready.unlink(missing_ok=True)

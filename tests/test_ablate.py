@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,48 @@ def test_devices_share_the_variants(tmp_path: Path) -> None:
     assert time.monotonic() - started < 0.2 * 4
 
 
+def test_variants_beside_each_other_on_the_processor_share_its_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = load_spec(spec_file(tmp_path, ladder=["lsra"]))
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    beside = Ablation(spec, tmp_path / "out", devices=["cpu", "cpu"])
+    assert beside._environment("finetune")["OMP_NUM_THREADS"] == "4"
+    assert "OMP_NUM_THREADS" not in beside._environment("latency")  # measured alone
+    assert "OMP_NUM_THREADS" not in Ablation(spec, tmp_path / "out", devices=["cpu"])._environment("finetune")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert beside._environment("finetune")["OMP_NUM_THREADS"] == "3"
+
+
+def test_words_for_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = spec_file(tmp_path, ladder=["lsra"])
+    for device in ("cpu,gpu", "cpu,", "cuda:a"):
+        assert main(["ablate", str(file), "--output-dir", str(tmp_path / "out"), "--device", device]) == 2
+        assert "give cpu, cpu,cpu" in capsys.readouterr().err
+
+
+def test_every_seed_is_evaluated(tmp_path: Path) -> None:
+    class Seeds(Fake):
+        def _call(self, variant: Variant, words: list[str], device: str | None) -> str:
+            text = super()._call(variant, words, device)
+            if words[0] == "finetune":
+                rows = [{"folder": "seed-0"}, {"folder": "seed-1", "error": "the loss is nan"}, {"folder": "seed-2"}]
+                folder = Path(words[words.index("--save-path") + 1])
+                (folder / "seeds.json").write_text(json.dumps({"seeds": rows}))
+            return text
+
+    found = Seeds(load_spec(spec_file(tmp_path, ladder=["lsra"], seeds=3)), tmp_path / "out", devices=[None])
+    found.calls = []
+    found.prepare(resume=False, overwrite=False)
+    assert found.run() == []
+    judged = [words for words in found.calls if words[0] == "eval"]
+    runs = [words[words.index("--pretrain") + 1] for words in judged]
+    folder = str(tmp_path / "out" / "runs")
+    assert runs == [f"{folder}/segformer-b0{rest}/seed-{n}" for rest in ("", "-lsra") for n in (0, 2)]
+    assert [words[words.index("--json") + 1] for words in judged] == [f"{run}/eval.json" for run in runs]
+
+
 def tiny_spec(scenes: Path, folder: Path, *, steps: int = 6, **values: Any) -> Path:
     sets = dict(item.split("=", 1) for item in TINY)
     settings = {key: yaml.safe_load(value) for key, value in sets.items()}
@@ -208,7 +251,8 @@ def test_a_failed_variant_is_passed_over_and_the_rest_compared(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = {"broken": {"set": {"optim.lr": 1e30}}}
-    file = tiny_spec(scenes, tmp_path, ladder=["lsra"], variants=broken, seeds=2, title="A small ladder")
+    more = dict(variants=broken, seeds=2, title="A small ladder", eval=None)
+    file = tiny_spec(scenes, tmp_path, ladder=["lsra"], **more)
     out = tmp_path / "out"
     assert main(["ablate", str(file), "--output-dir", str(out), "--device", "cpu,cpu"]) == 1
     seen = capsys.readouterr()
@@ -222,29 +266,41 @@ def test_a_failed_variant_is_passed_over_and_the_rest_compared(
         assert (out / "runs" / "segformer-b0-lsra" / f"seed-{seed}" / "eval.npz").exists()
 
 
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_and_resumed(scenes: Path, tmp_path: Path, number: int) -> None:
-    file = tiny_spec(scenes, tmp_path, steps=200, ladder=["lsra"], eval=None)
+def test_killed_and_resumed(scenes: Path, tmp_path: Path) -> None:
+    """Asked to stop, then killed outright: either way its training stops too, and goes on where it was."""
+    file = tiny_spec(scenes, tmp_path, steps=50, grid={"model": ["segformer-b0"]}, eval=None)
     killed = tmp_path / "killed"
     words = ["ablate", str(file), "--output-dir", str(killed), "--device", "cpu"]
-    with (tmp_path / "err").open("w") as errors:
-        process = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=errors)
-        log = killed / "runs" / "segformer-b0" / "metrics.jsonl"
-        deadline = time.monotonic() + 240
-        while not (log.exists() and log.read_text().strip()) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        process.send_signal(number)
-        assert process.wait(120) != 0
-    if number == signal.SIGTERM:
-        assert "--resume" in (tmp_path / "err").read_text()
-    time.sleep(5)  # time for the training to save its state and stop
-    text = log.read_text()
-    time.sleep(3)  # one that lived on would go on writing
-    assert log.read_text() == text
+    folder = killed / "runs" / "segformer-b0"
+    log = folder / "metrics.jsonl"
+    for number, more in ((signal.SIGTERM, []), (signal.SIGKILL, ["--resume"])):
+        before = log.read_text() if log.exists() else ""
+        with (tmp_path / "err").open("w") as errors:
+            process = subprocess.Popen(command(*words, *more), stdout=subprocess.DEVNULL, stderr=errors)
+            wait_until(lambda: log.exists() and len(log.read_text()) > len(before), 240)  # noqa: B023
+            process.send_signal(number)
+            assert process.wait(120) != 0
+        if number == signal.SIGTERM:
+            assert "--resume" in (tmp_path / "err").read_text()
+        session = json.loads((folder / "run.json").read_text())["sessions"][-1]
+        wait_until(lambda: not running(session["pid"]), 60)  # noqa: B023
     table, failed = ablate(load_spec(file), killed, devices=["cpu"], resume=True)
-    assert failed == [] and "| +lsra |" in table
-    sessions = json.loads((killed / "runs" / "segformer-b0" / "run.json").read_text())["sessions"]
-    assert len(sessions) == 2
+    assert failed == [] and "| segformer-b0 |" in table
+    assert len(json.loads((folder / "run.json").read_text())["sessions"]) == 3
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-    assert steps == sorted(steps) and steps[-1] == 200
+    assert steps == sorted(steps) and steps[-1] == 50

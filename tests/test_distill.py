@@ -114,6 +114,32 @@ def test_a_teacher_of_transformers_answers_in_our_order(theirs: Path, names: lis
     assert not logits.requires_grad and not any(m.training for m in teacher.modules())
 
 
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> Path:
+    """A model that segmentation-models-pytorch saved itself, which keeps no class names."""
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    torch.manual_seed(5)
+    folder = tmp_path_factory.mktemp("teacher") / "unet"
+    smp.Unet("resnet18", encoder_weights=None, classes=len(names), decoder_channels=[16] * 5).save_pretrained(folder)
+    return folder
+
+
+def test_a_teacher_of_smp_gives_its_logits_and_the_maps_of_its_encoder(unet: Path, names: list[str]) -> None:
+    import segmentation_models_pytorch as smp
+
+    teacher = Teacher(str(unet), names)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (teacher.mean, teacher.std))
+    for size, sides in (((64, 96), [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]), ((40, 70), [(20, 35), (10, 18)])):
+        pixels = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+        logits, maps = teacher(pixels, maps=True)
+        assert [tuple(m.shape[2:]) for m in maps][: len(sides)] == sides  # of what was padded, the picture's share
+        assert [m.shape[1] for m in maps] == [64, 64, 128, 256, 512] and tuple(logits.shape[2:]) == size
+    pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        direct = smp.from_pretrained(unet).eval()((pixels / 255 - mean) / std)
+    assert torch.allclose(teacher(pixels)[0], direct, atol=1e-5)
+
+
 def test_projections_are_in_the_state_and_not_in_the_folder(ours: Path, names: list[str], tmp_path: Path) -> None:
     student = nota_seg.create_model("segformer-b0", num_labels=len(names), **SMALL)
     before = set(student.state_dict())
@@ -128,7 +154,7 @@ def test_projections_are_in_the_state_and_not_in_the_folder(ours: Path, names: l
     assert set(again.state_dict()) == before
 
 
-@pytest.mark.parametrize("which", ["ours", "theirs"])
+@pytest.mark.parametrize("which", ["ours", "theirs", "unet"])
 def test_trained_killed_and_continued_exactly(
     which: str, scenes: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

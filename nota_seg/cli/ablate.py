@@ -19,9 +19,7 @@ def ablate(
     device: Annotated[
         str | None,
         typer.Option(
-            "--device",
-            "--gpu",
-            help="GPU numbers: 0,1,2,3 trains a variant on each; or cpu, or cpu,cpu for two at a time.",
+            "--device", "--gpu", help="GPU numbers: 0,1,2,3 trains a variant on each; cpu; cpu,cpu: two at once."
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill; what is done is not repeated.")] = False,
@@ -36,7 +34,7 @@ def ablate(
 
     quiet_libraries()
     devices = [None] if device is None else [d.strip() for d in device.removeprefix("cuda:").split(",")]
-    if device not in (None, "cuda") and set(devices) != {"cpu"} and not all(d and d.isdigit() for d in devices):
+    if device not in (None, "cuda") and not all(d is not None and (d == "cpu" or d.isdigit()) for d in devices):
         raise InputError(f"--device {device!r}: give cpu, cpu,cpu, cuda, or GPU numbers such as 0 or 0,1,2,3")
     assert context.parent is not None
     verbs = context.parent.command.commands  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ def distill(
     data_dir: Annotated[str, typer.Option(help="As in finetune.")],
     save_path: Annotated[Path, typer.Option("--save-path", "--output-dir", help="Folder of the run.")],
     teacher: Annotated[
-        str, typer.Option(help="A run, or a saved folder of ours or of transformers, with these classes.")
+        str, typer.Option(help="A run, or a saved folder of ours, transformers or smp, with these classes.")
     ],
     temperature: Annotated[float | None, typer.Option(help="That softens both logits.  [default: 2]")] = None,
     weight: Annotated[float | None, typer.Option(help="Of the logits' divergence.  [default: 1]")] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +52,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn
     """Load a segmentation model for evaluation.
 
     Args:
-        path: A `save_pretrained` folder (ours, or of any model that transformers segments with), or a run folder.
+        path: A `save_pretrained` folder (ours, of any model that transformers segments with, or of
+            segmentation-models-pytorch), or a run folder.
             Nothing is ever fetched from the network, and no code from the folder is run.
         device: Where to put the model.
 
@@ -65,6 +67,12 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn
     from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
     folder = model_folder(path)
+    theirs = _of_smp(folder)
+    if theirs is not None:
+        from nota_seg.models.external.smp import load_saved
+
+        net = load_saved(folder, theirs).to(device).eval()
+        return net, [f"class {i}" for i in range(net.config.num_labels)]  # it saves no names
     with quiet():
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -88,6 +96,15 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn
     names = {int(i): str(name) for i, name in config.id2label.items()}
     model = model.to(device).eval()
     return model, [names.get(i, f"class {i}") for i in range(config.num_labels)]
+
+
+def _of_smp(folder: Path) -> dict[str, Any] | None:
+    """The settings of a model that segmentation-models-pytorch saved itself; None for all others."""
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # transformers says what is wrong with it
+    return settings if isinstance(settings, dict) and {"_model_class", "encoder_name"} <= settings.keys() else None
 
 
 def _check(report: dict[str, Any], folder: Path) -> None:

@@ -146,7 +146,9 @@ def _identifier(text: str) -> str:
 
 def _opening(run: SeedRun, model: str) -> str:
     classes = len((run.evaluation or {}).get("per_class", ()))
-    kind = f"Semantic segmentation with {classes} classes" if classes else "An image classifier"
+    kind = "An image classifier" if run.phase == "pretrain" else "Semantic segmentation"
+    if run.phase != "pretrain" and classes:
+        kind += f" with {classes} classes"
     return f"{kind}: `{model}`, trained with nota-seg."
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -53,6 +54,12 @@ def test_the_card_tells_what_a_reader_must_know(run: Path, tmp_path: Path) -> No
         assert part in text, part
     assert str(run.parent) not in text  # where things lay is nobody's business
     assert "license" not in facts
+
+
+def test_a_run_that_was_not_evaluated_still_segments(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("eval.*", "checkpoint-*"))
+    card = model_card(tmp_path / "run")
+    assert "\nSemantic segmentation: `segformer-b0`" in card and "Not evaluated." in card
 
 
 def test_the_snippet_of_the_card_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

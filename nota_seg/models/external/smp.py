@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
@@ -217,3 +220,31 @@ class SmpForSemanticSegmentation(ExternalModel):
     def predict_labels(self, pixel_values: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Label map (B, H, W), int64, at `size` (height, width; the input's by default)."""
         return labels_from_logits(self(pixel_values).logits, size or tuple(pixel_values.shape[2:]))
+
+
+def load_saved(folder: Path, settings: dict[str, Any]) -> SmpForSemanticSegmentation:
+    """What the library's own `save_pretrained` left in a folder, whose config.json holds `settings`.
+
+    Raises:
+        InputError: No architecture of this library, or weights that do not fit it.
+    """
+    kinds = {kind.__name__: name for name, kind in architectures().items()}
+    name = str(settings["_model_class"])
+    if name not in kinds:
+        raise InputError(f"{folder}: unknown smp architecture {name!r}: {did_you_mean(name, kinds)}")
+    if settings.get("activation") or settings.get("aux_params"):
+        raise InputError(f"{folder}: with activation or aux_params it gives no plain logits: save it without")
+    options = {k: v for k, v in settings.items() if k in option_names(kinds[name])}
+    shared = {"num_labels": settings["classes"], "in_channels": settings["in_channels"]}
+    model = SmpForSemanticSegmentation(SmpConfig.named(f"{kinds[name]}/{settings['encoder_name']}", options, shared))
+    ours = {"decoder.": "decoder.body.", "segmentation_head.": "decoder.head."}
+    try:
+        found = load_file(folder / "model.safetensors")
+        renamed = {}
+        for key, value in found.items():
+            prefix = next((p for p in ours if key.startswith(p)), "")
+            renamed[ours.get(prefix, "") + key.removeprefix(prefix)] = value
+        model.load_state_dict(renamed)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"cannot load the model in {folder}: {' '.join(str(error).split())[:300]}") from error
+    return model
