@@ -12,11 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from nota_seg.config import load_yaml
 from nota_seg.picture_counts import PictureCounts
 from nota_seg.training.seeds import SUMMARY
 from util.errors import InputError
-from util.files import whole_folder, write_json
+from util.files import whole_folder, write_json, write_text
 from util.run_folder import RunFolder
 
 SCORES = {"finetune": "miou", "pretrain": "top1"}
@@ -246,6 +248,9 @@ def read_latencies(folder: Path) -> Iterator[Latency]:
 def export_metrics(runs: Iterable[Run], destination: Path, *, overwrite: bool = False) -> list[Path]:
     """Copy the small files of runs, one folder each: what `compare` needs, to keep beside a paper or in a repository.
 
+    Of absolute paths in commands and configurations the last part alone is kept, and nothing of the machine's system:
+    where things lay is nobody's business.
+
     Raises:
         InputError: One of the folders exists, and `overwrite` is not given.
     """
@@ -261,9 +266,25 @@ def export_metrics(runs: Iterable[Run], destination: Path, *, overwrite: bool = 
                 for pattern in METRICS:
                     for file in folder.glob(pattern):
                         shutil.copyfile(file, target / file.name)
+                if (folder / "run.json").exists():
+                    facts = {
+                        k: v for k, v in read_json(folder / "run.json").items() if k not in ("sessions", "platform")
+                    }
+                    facts["command"] = ["nota-seg", *facts.get("command", [])[1:]]
+                    write_json(target / "run.json", _placeless(facts))
+                    config = _placeless(load_yaml(folder / "config.yaml"))
+                    write_text(target / "config.yaml", yaml.safe_dump(config, sort_keys=False))
             for seed in run.seeds:
                 if seed.encoder_top1 is not None:
                     write_json(
                         temporary / seed.path.relative_to(run.path) / "pretrain.json", {"top1": seed.encoder_top1}
                     )
     return list(targets.values())
+
+
+def _placeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _placeless(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_placeless(v) for v in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -195,6 +195,8 @@ def test_exported_metrics_give_the_same_comparison(runs: list[Path], tmp_path: P
     one, other = (compare(load_runs(paths), size=(64, 64)) for paths in (runs, again))
     assert one.verdicts == other.verdicts and one.sentences() == other.sentences()
     assert main([*words, "--export-metrics", str(tmp_path / "small")]) == 2
+    texts = "".join(f.read_text() for f in (tmp_path / "small").rglob("*.[jy]*"))
+    assert "/data/" not in texts and "/home/" not in texts and str(tmp_path) not in texts
 
 
 def test_tables_for_a_paper(runs: list[Path]) -> None:
