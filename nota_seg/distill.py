@@ -155,7 +155,7 @@ def watching(model: Any, *, maps: bool) -> Iterator[dict[str, Any]]:
     def keep_logits(module: nn.Module, inputs: Any, output: Any) -> None:
         seen["logits"] = output.logits
 
-    encoder = getattr(model, "encoder", None)
+    encoder = getattr(model, "neck", getattr(model, "encoder", None))  # BEiT's maps are of one size before its neck
 
     def keep_maps(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(module, Encoder):
@@ -164,7 +164,8 @@ def watching(model: Any, *, maps: bool) -> Iterator[dict[str, Any]]:
         found = output[0] if isinstance(output, tuple) else output  # smp's DPT: maps and tokens
         # The input itself, and a level that an encoder has not, are no maps.
         seen["maps"] = [x for x in found if x.ndim == 4 and x.shape[1] and x is not inputs[0]]
-        seen["padded"] = inputs[0].shape[2:]
+        if isinstance(inputs[0], Tensor):
+            seen["padded"] = inputs[0].shape[2:]
 
     with ExitStack() as stack:
         stack.callback(model.register_forward_hook(keep_logits).remove)
