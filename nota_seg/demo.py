@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from nota_seg.config import FinetuneConfig, PretrainConfig, build
 from nota_seg.data.sources import SegmentationSource, open_source
@@ -56,6 +57,17 @@ def demo(
     output = Path(output_dir)
     prepare(output, overwrite=overwrite)
     started = time.monotonic()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of pictures this small several threads would have to wait for each other
+    try:
+        return _run(output, pretrain, pretrain_steps, finetune_steps, started)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(
+    output: Path, pretrain: Callable[..., dict[str, Any]], pretrain_steps: int, finetune_steps: int, started: float
+) -> str:
 
     headline("drawing two data sets: textured shapes (Tiny-ImageNet's layout) and scenes (ADE20K's layout)")
     shapes = draw_tiny_imagenet(output / "data", classes=8, train_per_class=100, val_per_class=12, size=64, seed=0)
