@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSemanticSegmentation
 
 import nota_seg
+from nota_seg.export import Logits
 from nota_seg.flops import cost
 from nota_seg.models.registry import DECODERS, FEEDFORWARDS, MIXERS, SKIPS, STEMS
 from util.errors import InputError
@@ -81,16 +82,8 @@ def test_exports(kind: str, name: str) -> None:
     model = tiny(kind, name)
     x = torch.randn(1, 3, 65, 97)
 
-    class Logits(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, pixel_values: Tensor) -> Tensor:
-            return self.model(pixel_values).logits
-
     with torch.no_grad():
-        program = torch.export.export(Logits(), (x,))
+        program = torch.export.export(Logits(model), (x,))
         logits = model(x).logits
         assert (program.module()(x) - logits).abs().max() <= 1e-5 * logits.abs().max()
 

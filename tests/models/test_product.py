@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForSemanticSegmentation
 
 import nota_seg
+from nota_seg.export import Logits
 from nota_seg.models.registry import DECODERS, FEEDFORWARDS, MIXERS, SKIPS
 from util.flops import count
 
@@ -62,16 +63,8 @@ def test_saves_loads_exports_and_is_counted(decoder: str, first: int, tmp_path: 
     model.save_pretrained(tmp_path)
     again = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).eval()
 
-    class Logits(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, pixel_values: Tensor) -> Tensor:
-            return self.model(pixel_values).logits
-
     with torch.no_grad():
         logits = model(x).logits
-        exported = torch.export.export(Logits(), (x,)).module()(x)
+        exported = torch.export.export(Logits(model), (x,)).module()(x)
         for other in (again(x).logits, exported):
             assert (other - logits).abs().max() <= 1e-5 * logits.abs().max()

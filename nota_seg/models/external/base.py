@@ -58,6 +58,21 @@ class ExternalConfig(PretrainedConfig):
         self.zoo_name = zoo_name
         super().__init__(**kwargs)
 
+    @classmethod
+    def named(cls, name: str, options: dict[str, Any], shared: dict[str, Any]) -> ExternalConfig:
+        """The configuration of a model name behind the library's prefix; what the library does not know is refused."""
+        raise NotImplementedError
+
+    @classmethod
+    def for_crops(cls, crop: tuple[int, int], overrides: dict[str, Any]) -> dict[str, Any]:
+        """Overrides with the crop of a training, where an architecture depends on it, unless they name another."""
+        return overrides
+
+    @classmethod
+    def models(cls) -> dict[str, type[NotaSegPreTrainedModel]]:
+        """The model of each task."""
+        raise NotImplementedError
+
     def components(self) -> dict[str, list[str]]:
         """The names of encoder and decoder."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The configuration of BEiT models, without the models; the first one tells transformers' Auto classes of them.
+"""BEiT models by name, without the models; the first configuration tells transformers' Auto classes of them.
 
 Before that transformers may be half imported, and its Beit, which the models stand on, out of reach.
 """
@@ -6,20 +6,32 @@ Before that transformers may be half imported, and its Beit, which the models st
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
-from transformers import PretrainedConfig
-
-from nota_seg.models.configuration import IMAGENET_MEAN, IMAGENET_STD
+from nota_seg.models.external.base import SHARED_KEYS, ExternalConfig
 from nota_seg.models.external.beit_positions import Window
+from nota_seg.models.modeling import NotaSegPreTrainedModel
 from nota_seg.models.registry import DECODERS, Spec
-from util.errors import InputError
+from util.errors import InputError, did_you_mean
 
 PATCH = 16
 STRIDES = [4, 8, 16, 32]  # of the neck's maps
+# arXiv 2106.08254 and its configurations for ADE20K; the tiny one is for tests and trials.
+BEIT: dict[str, dict[str, Any]] = {
+    "beit-t-upernet": dict(
+        dim=48, depth=4, heads=3, out_indices=[0, 1, 2, 3], crop_size=[128, 128], auxiliary_dim=32,
+        decoder={"name": "uper", "dim": 32}, image_size=[512, 128],
+    ),
+    "beit-b-upernet": dict(decoder={"name": "uper", "dim": 768}),
+    "beit-l-upernet": dict(
+        dim=1024, depth=24, heads=16, layer_scale=1e-6, drop_path_rate=0.2, out_indices=[7, 11, 15, 23],
+        decoder={"name": "uper", "dim": 1024},
+    ),
+}  # fmt: skip
 
 
-class BeitUperNetConfig(PretrainedConfig):
+class BeitUperNetConfig(ExternalConfig):
     """Configuration of BEiT models.
 
     Args:
@@ -37,7 +49,7 @@ class BeitUperNetConfig(PretrainedConfig):
         auxiliary_dim: Channels of the auxiliary head.
         auxiliary_weight: Of its loss; 0 for no such head.
         layer_norm_eps: Epsilon of the LayerNorms.
-        kwargs: `in_channels` and below as in `NotaSegConfig`.
+        image_size: As in `NotaSegConfig`, and so are `kwargs`.
     """
 
     model_type = "nota_seg_beit"
@@ -57,13 +69,7 @@ class BeitUperNetConfig(PretrainedConfig):
         auxiliary_dim: int = 256,
         auxiliary_weight: float = 0.4,
         layer_norm_eps: float = 1e-6,
-        in_channels: int = 3,
-        initializer_range: float = 0.02,
-        semantic_loss_ignore_index: int = 255,
-        image_mean: Sequence[float] = IMAGENET_MEAN,
-        image_std: Sequence[float] = IMAGENET_STD,
         image_size: Sequence[int] | None = (2560, 640),
-        zoo_name: str | None = None,
         **kwargs: Any,
     ) -> None:
         sides = [crop_size] * 2 if isinstance(crop_size, int) else list(crop_size)
@@ -88,14 +94,54 @@ class BeitUperNetConfig(PretrainedConfig):
         self.decoder = DECODERS.normalise(decoder)
         self.auxiliary_dim, self.auxiliary_weight = auxiliary_dim, auxiliary_weight
         self.layer_norm_eps = layer_norm_eps
-        self.in_channels = in_channels
-        self.initializer_range = initializer_range
-        self.semantic_loss_ignore_index = semantic_loss_ignore_index
-        self.image_mean, self.image_std = list(image_mean), list(image_std)
-        self.image_size = None if image_size is None else list(image_size)
-        self.zoo_name = zoo_name
-        super().__init__(**kwargs)
+        super().__init__(image_size=image_size, **kwargs)
         import nota_seg.models.external.beit  # noqa: F401  (tells the Auto classes of its models)
+
+    @classmethod
+    def named(cls, name: str, options: dict[str, Any], shared: dict[str, Any]) -> BeitUperNetConfig:
+        """From `beit-b-upernet`, or `beit-b-upernet-mlp` with a decoder that replaces UPerNet; checked.
+
+        A decoder keeps the options that are not named again.
+        """
+        base = next((b for b in BEIT if name == b or name.startswith(b + "-")), None)
+        if base is None:
+            raise InputError(f"unknown model {name!r}: {did_you_mean(name, BEIT)}")
+        decoder = name[len(base) + 1 :]
+        if decoder and decoder not in DECODERS:
+            raise InputError(f"unknown decoder {decoder!r} in model {name!r}: {did_you_mean(decoder, DECODERS)}")
+        own = list(signature(cls.__init__).parameters)[1:-1]  # without self and kwargs
+        for key in options:
+            if key not in own:
+                raise InputError(f"a BEiT model has no key {key!r}: {did_you_mean(key, [*own, *SHARED_KEYS])}")
+        values = {**BEIT[base], **({"decoder": {"name": decoder}} if decoder else {})}
+        given = options.get("decoder", {})
+        given = {"name": given} if isinstance(given, str) else given
+        same = given.get("name", values["decoder"]["name"]) == values["decoder"]["name"]
+        chosen = {"decoder": {**values["decoder"], **given} if same else dict(given)}
+        return cls(**{**values, **shared, **options, **chosen, "zoo_name": name})
+
+    @classmethod
+    def for_crops(cls, crop: tuple[int, int], overrides: dict[str, Any]) -> dict[str, Any]:
+        whole = [max(2, round(side / PATCH)) * PATCH for side in crop]  # the tables resize to what is between
+        return {"crop_size": whole, **overrides}
+
+    @classmethod
+    def models(cls) -> dict[str, type[NotaSegPreTrainedModel]]:
+        from nota_seg.models.external import beit
+
+        return {
+            "segmentation": beit.BeitForSemanticSegmentation,
+            "classification": beit.BeitForImageClassification,
+            "backbone": beit.BeitBackbone,
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """For crops of any size."""
+        keys = (
+            "dim", "depth", "heads", "mlp_ratio", "layer_scale", "drop_path_rate", "out_indices", "absolute_positions",
+            "decoder", "auxiliary_dim", "auxiliary_weight", "layer_norm_eps", "image_mean", "image_std",
+        )  # fmt: skip
+        return {key: getattr(self, key) for key in keys}
 
     @property
     def window(self) -> Window:

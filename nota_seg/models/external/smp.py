@@ -104,6 +104,10 @@ class SmpConfig(ExternalConfig):
             raise InputError(f"unknown smp encoder {encoder!r}: {did_you_mean(encoder, known_encoders)}")
         return cls(architecture, encoder, options=options, zoo_name=f"smp:{name}", **{**mean_std, **shared})
 
+    @classmethod
+    def models(cls) -> dict[str, type[ExternalModel]]:
+        return {"segmentation": SmpForSemanticSegmentation}
+
     def components(self) -> dict[str, list[str]]:
         return {"encoder": [self.encoder], "decoder": [self.architecture]}
 

@@ -81,6 +81,14 @@ class TimmConfig(ExternalConfig):
         shared = {**timm_names.statistics(encoder), **shared}
         return cls(encoder, spec, indices, multiple, input_size, options=options, zoo_name=zoo_name, **shared)
 
+    @classmethod
+    def models(cls) -> dict[str, type[ExternalModel]]:
+        return {
+            "segmentation": TimmForSemanticSegmentation,
+            "classification": TimmForImageClassification,
+            "backbone": TimmBackbone,
+        }
+
     def components(self) -> dict[str, list[str]]:
         return {"encoder": [self.encoder], "decoder": [self.decoder["name"]]}
 

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation, BeitConfig
 from transformers import BeitForSemanticSegmentation as TransformersBeit
 
 import nota_seg
 from nota_seg.cli import main
 from nota_seg.distill import Teacher
-from nota_seg.export import export
+from nota_seg.export import Logits, export
 from nota_seg.flops import cost
 from nota_seg.models.checkpoints.beit import to_mmseg
 from nota_seg.models.external.beit_positions import (
@@ -432,18 +432,10 @@ def test_saved_exported_counted(tmp_path: Path) -> None:
     again = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).eval()
     x = torch.randn(1, 3, 65, 97)
 
-    class Logits(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, pixel_values: Tensor) -> Tensor:
-            return self.model(pixel_values).logits
-
     with torch.no_grad():
         logits = model(x).logits
         close(again(x).logits, logits, 1e-5)
-        close(torch.export.export(Logits(), (x,)).module()(x), logits, 1e-5)
+        close(torch.export.export(Logits(model), (x,)).module()(x), logits, 1e-5)
         close(model(x).logits, logits, 0)  # nothing of the export is kept
     assert (tmp_path / "preprocessor_config.json").exists()
     result = cost(model, (128, 128))

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from conftest import finetune_words
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
 import nota_seg
 from nota_seg.cli import main
+from nota_seg.export import Logits
 from nota_seg.flops import cost
 from nota_seg.models.external.base import padded, unpadded
 from util.errors import InputError
@@ -143,17 +144,9 @@ def test_exports_and_fuses(name: str) -> None:
     model = tiny(name)
     x = torch.randn(1, 3, 64, 96)
 
-    class Logits(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, pixel_values: Tensor) -> Tensor:
-            return self.model(pixel_values).logits
-
     with torch.no_grad():
         logits = model(x).logits
-        program = torch.export.export(Logits(), (x,))
+        program = torch.export.export(Logits(model), (x,))
         assert (program.module()(x) - logits).abs().max() <= 1e-4 * logits.abs().max()
         assert (model.fuse()(x).logits - logits).abs().max() <= 1e-4 * logits.abs().max()
 
