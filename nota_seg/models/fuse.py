@@ -7,6 +7,8 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from nota_seg.models.layers import Pointwise
+
 
 def fold_batch_norms(model: nn.Module) -> None:
     """Fold in place, and leave an identity where a norm was.
@@ -20,7 +22,7 @@ def fold_batch_norms(model: nn.Module) -> None:
     for module in list(model.modules()):
         if isinstance(module, nn.Sequential):
             for (name, layer), (following, _) in pairwise(list(module.named_children())):
-                if type(layer) is nn.Conv2d:
+                if type(layer) in (nn.Conv2d, Pointwise):
                     fold(module, name, following)
         elif hasattr(module, "fold_norm"):
             module.fold_norm()

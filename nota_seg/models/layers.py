@@ -1,7 +1,7 @@
-"""A linear layer on oneDNN, where torch would take MKL: the same product, and on processors that MKL does not know
-well less than half the time (docs/performance.md).
+"""Linear layers and 1x1 convolutions on oneDNN, where torch would take MKL or paths that are slower still: the same
+product, and on processors that MKL does not know well less than half the time (docs/performance.md).
 
-What cannot go there (another device or type, autocast, a compiler or exporter that looks on) is `F.linear` as ever.
+What cannot go there (another device or type, autocast, a compiler or exporter that looks on) is torch's own as ever.
 """
 
 from __future__ import annotations
@@ -95,3 +95,36 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+
+def pointwise(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A 1x1 convolution; without gradients, of a map that lies channels-last, as the product that it is.
+
+    torch's own takes a slow path there when it has one thread. Training keeps it: batch norms after it are slower
+    channels-last than all that is gained.
+
+    Args:
+        x_BCHW: The map.
+        weight: (D, C, 1, 1).
+        bias: (D).
+    """
+    x_BHWC = x_BCHW.permute(0, 2, 3, 1)
+    if torch.is_grad_enabled() or not eager_on_cpu(x_BCHW) or not x_BHWC.is_contiguous():
+        return F.conv2d(x_BCHW, weight, bias)
+    return linear(x_BHWC, weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
+class Pointwise(nn.Conv2d):
+    """`nn.Conv2d` of kernel size 1 that computes with `pointwise`: the same parameters, the same numbers.
+
+    Args:
+        in_channels: Channels in.
+        channels: Channels out.
+        bias: With a bias.
+    """
+
+    def __init__(self, in_channels: int, channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, channels, kernel_size=1, bias=bias)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return pointwise(x_BCHW, self.weight, self.bias)

@@ -15,8 +15,8 @@ import nota_seg
 from nota_seg.models import losses
 from nota_seg.models.decoders import tiled
 from nota_seg.models.decoders.all_mlp import AllMLP
-from nota_seg.models.feedforwards import mix
-from nota_seg.models.layers import Linear, linear
+from nota_seg.models.feedforwards import dest, mix, mscan, pvt, rows
+from nota_seg.models.layers import Linear, Pointwise, linear
 from nota_seg.models.losses import upsampled_cross_entropy
 from nota_seg.models.resize import tiles
 from nota_seg.models.threads import spread
@@ -159,19 +159,56 @@ def test_head_by_tiles(mode: str, momentum: float | None, monkeypatch: pytest.Mo
         assert (ours - theirs).abs().max() <= 1e-10 * theirs.abs().max().clamp(min=1)
 
 
+@pytest.mark.parametrize("kind", [mix.MixFeedForward, pvt.PVTFeedForward, mscan.MSCANFeedForward])
 @pytest.mark.parametrize("piece", [1, 600, 5000, 1 << 20])
-def test_mix_feedforward_by_rows(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mix, "PIECE", piece)
+def test_feedforward_by_rows(kind: type[nn.Module], piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "PIECE", piece)
     torch.manual_seed(0)
-    layer = mix.MixFeedForward(8, 32)
-    nn.init.normal_(layer.dwconv.bias)
+    layer = kind(8, 32)
+    nn.init.normal_(layer.get_parameter("dwconv.bias"))
     x = torch.randn(3, 9, 7, 8, requires_grad=True)
     results = []
     for by_rows in (True, False):
-        monkeypatch.setattr(mix, "eager_on_cpu", lambda x, by_rows=by_rows: by_rows)
+        for module in (mix, mscan):
+            monkeypatch.setattr(module, "eager_on_cpu", lambda x, by_rows=by_rows: by_rows)
         y = layer(x)
         results.append((y, *torch.autograd.grad(y.sin().sum(), [x, *layer.parameters()])))
-    assert all(close(a, b) for a, b in zip(*results, strict=True))
+    assert (type(results[0][0].grad_fn).__name__ == "_ByRowsBackward") and all(
+        close(a, b) for a, b in zip(*results, strict=True)
+    )
+
+
+@pytest.mark.parametrize("piece", [1, 600, 1 << 20])
+@pytest.mark.parametrize("fused", [False, True])
+def test_feedforward_of_dest_by_rows(piece: int, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In evaluation, norms folded in; a border of zeros is of the normed map, not of what the norm makes of zeros."""
+    monkeypatch.setattr(rows, "PIECE", piece)
+    torch.manual_seed(0)
+    layer = dest.DESTFeedForward(8, 32)
+    for tensor in (*layer.parameters(), *(b for b in layer.buffers() if b.is_floating_point())):
+        nn.init.uniform_(tensor, 0.2, 1.5)
+    layer.eval()
+    x = torch.randn(3, 9, 7, 8)
+    plain = layer(x)  # gradients are on
+    assert plain.requires_grad
+    if fused:
+        layer.fold_norm()
+    calls = []
+    monkeypatch.setattr(dest, "evaluate_by_rows", lambda *a, **k: calls.append(1) or rows.evaluate_by_rows(*a, **k))
+    with torch.inference_mode():
+        assert close(layer(x), plain)
+        assert calls and layer.train()(x).shape == x.shape and len(calls) == 1  # the batch's statistics: the plain way
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_pointwise(bias: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = Pointwise(6, 10, bias=bias), torch.randn(2, 5, 7, 6).permute(0, 3, 1, 2)
+    plain = F.conv2d(x, layer.weight, layer.bias)
+    assert layer(x).requires_grad and torch.equal(layer(x), plain)
+    with torch.no_grad():
+        assert close(layer(x), plain) and layer(x).permute(0, 2, 3, 1).is_contiguous()
+        assert close(layer(x.contiguous()), plain)
 
 
 @pytest.fixture

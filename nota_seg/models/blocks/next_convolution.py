@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, make_divisible
 from torch import Tensor, nn
 
+from nota_seg.models.layers import Pointwise
 from nota_seg.models.registry import BLOCKS
 from nota_seg.models.stems.next import PatchEmbedding
 from util.errors import InputError
@@ -26,7 +27,7 @@ class MultiHeadConvolutionalAttention(nn.Module):
             raise InputError(f"Next-ViT block: heads of {head_dim} channels do not divide {dim} channels")
         self.conv = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim // head_dim, bias=False)
         self.norm = nn.BatchNorm2d(dim, eps=eps)
-        self.proj = nn.Conv2d(dim, dim, kernel_size=1, bias=False)
+        self.proj = Pointwise(dim, dim, bias=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.proj(F.relu(self.norm(self.conv(x_BCHW))))
@@ -43,8 +44,8 @@ class ConvMLP(nn.Module):
     def __init__(self, dim: int, ratio: float) -> None:
         super().__init__()
         hidden = make_divisible(dim * ratio, 32)
-        self.fc1 = nn.Conv2d(dim, hidden, kernel_size=1)
-        self.fc2 = nn.Conv2d(hidden, dim, kernel_size=1)
+        self.fc1 = Pointwise(dim, hidden)
+        self.fc2 = Pointwise(hidden, dim)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.fc2(F.relu(self.fc1(x_BCHW)))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nota_seg.models.decoders.parts import ConvNormReLU, resize
+from nota_seg.models.layers import Pointwise
 from nota_seg.models.registry import DECODERS
 
 
@@ -57,13 +58,13 @@ class FPN(nn.Module):
     ) -> None:
         super().__init__()
         self.stride = strides[0]
-        self.laterals = nn.ModuleList(nn.Conv2d(c, dim, kernel_size=1) for c in channels)
+        self.laterals = nn.ModuleList(Pointwise(c, dim) for c in channels)
         self.smooths = nn.ModuleList(nn.Conv2d(dim, dim, kernel_size=3, padding=1) for _ in channels)
         self.scale_heads = nn.ModuleList(
             ScaleHead(dim, branch_dim, octaves=round(math.log2(s / strides[0]))) for s in strides
         )
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(branch_dim, num_labels, kernel_size=1)
+        self.classifier = Pointwise(branch_dim, num_labels)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         size, out = features[0].shape[2:], None

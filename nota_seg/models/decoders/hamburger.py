@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nota_seg.models.decoders.parts import fuse
+from nota_seg.models.layers import Pointwise
 from nota_seg.models.registry import DECODERS
 from util.errors import InputError, did_you_mean
 
@@ -94,7 +95,7 @@ class ConvNorm(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, groups: int, affine: bool = True) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels, kernel_size=1, bias=False)
+        self.conv = Pointwise(in_channels, channels, bias=False)
         self.norm = nn.GroupNorm(math.gcd(groups, channels), channels, affine=affine)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -156,11 +157,11 @@ class Hamburger(nn.Module):
         self.squeeze = ConvNorm(sum(channels[1:]), dim, groups, affine=self.has_breads)
         self.nmf = NMF(dim, rank, steps_train, steps_eval)
         if self.has_breads:
-            self.ham_in = nn.Conv2d(dim, dim, kernel_size=1)
+            self.ham_in = Pointwise(dim, dim)
             self.ham_out = ConvNorm(dim, dim, groups)
             self.align = ConvNorm(dim, out_dim, groups)
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(out_dim, num_labels, kernel_size=1)
+        self.classifier = Pointwise(out_dim, num_labels)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         size = features[1].shape[2:]

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nota_seg.models.decoders.parts import ConvNormReLU, fuse
-from nota_seg.models.layers import Linear
+from nota_seg.models.layers import Linear, Pointwise
 from nota_seg.models.registry import DECODERS
 from util.errors import InputError
 
@@ -93,7 +93,7 @@ class LargeWindowAttention(nn.Module):
         self.q = Linear(dim, inner)
         self.k = Linear(dim, inner)
         self.v = Linear(dim, inner)
-        self.proj = nn.Conv2d(inner, dim, kernel_size=1, bias=False)
+        self.proj = Pointwise(inner, dim, bias=False)
         self.norm = ZeroBatchNorm(dim)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class LawinASPP(nn.Module):
         self.join = ConvNormReLU(dim * (2 + len(self.attentions)), dim, kernel=1)
         self.low_level_fuse = ConvNormReLU(dim + low_level_dim, dim, kernel=1)
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(dim, num_labels, kernel_size=1)
+        self.classifier = Pointwise(dim, num_labels)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         fine, coarse = features[0].shape[2:], features[1].shape[2:]

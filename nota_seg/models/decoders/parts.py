@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nota_seg.models.fuse import fold
+from nota_seg.models.layers import Pointwise, pointwise
 from util.errors import InputError
 
 
@@ -23,7 +24,11 @@ class ConvNormReLU(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, kernel: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=False)
+        self.conv = (
+            Pointwise(in_channels, channels, bias=False)
+            if kernel == 1
+            else nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=False)
+        )
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -70,7 +75,7 @@ def fuse(conv: nn.Conv2d, maps: Sequence[Tensor], size: Sequence[int], *, textbo
     slices = conv.weight.split([x.shape[1] for x in maps], dim=1)
     fused = None
     for x_BCHW, weight in zip(maps, slices, strict=True):
-        y_BDHW = resize(F.conv2d(x_BCHW, weight), size)
+        y_BDHW = resize(pointwise(x_BCHW, weight), size)
         fused = y_BDHW if fused is None else fused + y_BDHW
     if conv.bias is not None and fused is not None:  # of a norm that was folded into it
         fused = fused + conv.bias[:, None, None]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nota_seg.models.decoders.parts import ConvNormReLU, resize
+from nota_seg.models.layers import Pointwise
 from nota_seg.models.registry import DECODERS
 
 
@@ -66,7 +67,7 @@ class UPerNet(nn.Module):
         self.smooths = nn.ModuleList(ConvNormReLU(dim, dim, kernel=3) for _ in channels[:-1])
         self.fuse = ConvNormReLU(len(channels) * dim, dim, kernel=3)
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(dim, num_labels, kernel_size=1)
+        self.classifier = Pointwise(dim, num_labels)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         levels = [lateral(x) for lateral, x in zip(self.laterals, features[:-1], strict=True)]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from nota_seg.models.feedforwards.rows import Weights, evaluate_by_rows
 from nota_seg.models.fuse import fold
+from nota_seg.models.layers import eager_on_cpu, untouched
 from nota_seg.models.registry import FEEDFORWARDS
 
 
@@ -32,6 +36,25 @@ class DESTFeedForward(nn.Module):
         fold(self, "dwconv", "norm2")
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
+        # With the batch's own statistics nothing can be done a row at a time.
+        if (
+            not (self.training or torch.is_grad_enabled())
+            and eager_on_cpu(x_BHWC)
+            and untouched(self.fc1, self.norm1, self.dwconv, self.norm2, self.fc2)
+        ):
+            w1, b1 = _folded(self.fc1, self.norm1)
+            wd, bd = _folded(self.dwconv, self.norm2)
+            weights = Weights(w1.flatten(1), b1, wd, bd, self.fc2.weight.flatten(1), self.fc2.bias)
+            return evaluate_by_rows(x_BHWC, weights, relu_first=False, relu_last=True)
         x_BCHW = self.norm1(self.fc1(x_BHWC.permute(0, 3, 1, 2)))
         x_BCHW = self.fc2(F.relu(self.norm2(self.dwconv(x_BCHW))))
         return x_BCHW.permute(0, 2, 3, 1)
+
+
+def _folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution with the norm after it."""
+    if not isinstance(norm, nn.BatchNorm2d):
+        return conv.weight, conv.bias
+    return fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )

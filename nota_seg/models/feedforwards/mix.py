@@ -1,24 +1,13 @@
-"""Mix-FFN of SegFormer (arXiv 2105.15203, equation 3): a 3x3 depth-wise convolution between the two layers.
-
-Its hidden maps, four times as wide as the stage, are the largest tensors of the encoder. On the CPU they are made some
-rows at a time, with one row more above and below for the convolution, and made again for the gradient, not kept.
-"""
+"""Mix-FFN of SegFormer (arXiv 2105.15203, equation 3): a 3x3 depth-wise convolution between the two layers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from nota_seg.models.layers import Linear, eager_on_cpu, product, untouched
+from nota_seg.models.feedforwards.rows import Weights, by_rows
+from nota_seg.models.layers import Linear, eager_on_cpu, untouched
 from nota_seg.models.registry import FEEDFORWARDS
-from nota_seg.models.threads import spread
-
-PIECE = 1 << 19  # hidden values at a time: 2 MB
 
 
 @FEEDFORWARDS.register("mix")
@@ -30,6 +19,8 @@ class MixFeedForward(nn.Module):
         hidden: Channels between the layers.
     """
 
+    relu_first = False
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = Linear(dim, hidden)
@@ -39,68 +30,10 @@ class MixFeedForward(nn.Module):
     def forward(self, x_BHWC: Tensor) -> Tensor:
         layers = (self.fc1, self.dwconv, self.fc2)
         if eager_on_cpu(x_BHWC) and untouched(*layers):
-            return _ByRows.apply(x_BHWC, *(p for layer in layers for p in (layer.weight, layer.bias)))
+            weights = Weights(*(p for layer in layers for p in (layer.weight, layer.bias)))
+            return by_rows(x_BHWC, weights, relu_first=self.relu_first)
         x_BHWC = self.fc1(x_BHWC)
+        if self.relu_first:
+            x_BHWC = F.relu(x_BHWC)
         x_BHWC = self.dwconv(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.fc2(F.gelu(x_BHWC))
-
-
-def _convolve(x_BHWD: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    x_BDHW = x_BHWD.permute(0, 3, 1, 2)
-    return F.conv2d(x_BDHW, weight, bias, padding=1, groups=len(weight)).permute(0, 2, 3, 1)
-
-
-def _pictures(x_BHWC: Tensor, hidden: int) -> list[slice]:
-    """So many pictures at a time that their hidden maps make a piece, one at least."""
-    B, H, W, _ = x_BHWC.shape
-    step = max(1, PIECE // (H * W * hidden))
-    return [slice(b, b + step) for b in range(0, B, step)]
-
-
-class _ByRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, wd: Tensor, bd: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-        ctx.save_for_backward(x, w1, b1, wd, bd, w2)
-        H, W = x.shape[1:3]
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        rows = max(1, PIECE // (W * len(w1)))
-
-        def work(pieces: Sequence[tuple[slice, int]]) -> None:
-            for some, start in pieces:
-                stop = min(start + rows, H)
-                above = min(start, 1)
-                hidden = product(x[some, start - above : stop + 1], w1, b1)
-                hidden = _convolve(hidden, wd, bd)[:, above : above + stop - start]
-                out[some, start:stop] = product(F.gelu(hidden), w2, b2)
-
-        spread(work, [(some, start) for some in _pictures(x, len(w1)) for start in range(0, H, rows)])
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        x, w1, b1, wd, bd, w2 = ctx.saved_tensors
-        grads_x = torch.empty_like(x)
-
-        def work(pictures: Sequence[slice]) -> list[Tensor]:
-            sums = [torch.zeros_like(p) for p in (w1, b1, wd, bd, w2)]
-            for some in pictures:
-                before = product(x[some], w1, b1)
-                after = _convolve(before, wd, bd)
-                rows = grad[some].flatten(0, 2)
-                sums[4] += product(rows.t(), F.gelu(after).flatten(0, 2).t())
-                back = torch.ops.aten.gelu_backward(product(rows, w2.t()).view_as(after), after)
-                back, grad_wd, grad_bd = torch.ops.aten.convolution_backward(
-                    back.permute(0, 3, 1, 2), before.permute(0, 3, 1, 2), wd, [len(wd)], [1, 1], [1, 1],
-                    [1, 1], False, [0, 0], len(wd), [True, True, True],
-                )  # fmt: skip
-                rows = back.permute(0, 2, 3, 1).reshape(-1, len(w1))
-                sums[0] += product(x[some].flatten(0, 2).t(), rows.t()).t()
-                sums[1] += rows.sum(0)
-                sums[2] += grad_wd
-                sums[3] += grad_bd
-                grads_x[some] = product(rows, w1.t()).view_as(x[some])
-            return sums
-
-        sums = [sum(parts) for parts in zip(*spread(work, _pictures(x, len(w1))), strict=True)]
-        return grads_x, *sums, grad.sum((0, 1, 2))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from nota_seg.models.layers import Linear
+from nota_seg.models.layers import Linear, Pointwise
 from nota_seg.models.mixers.linear_spatial_reduction import PooledTokens
 from nota_seg.models.registry import MIXERS
 from util.errors import InputError
@@ -54,10 +54,10 @@ class EfficientAttention(nn.Module):
             )
         self.heads = heads
         self.residual = residual
-        self.queries = nn.Conv2d(dim, key_dim, kernel_size=1)
-        self.keys = nn.Conv2d(dim, key_dim, kernel_size=1)
-        self.values = nn.Conv2d(dim, value_dim, kernel_size=1)
-        self.reprojection = nn.Conv2d(value_dim, dim, kernel_size=1)
+        self.queries = Pointwise(dim, key_dim)
+        self.keys = Pointwise(dim, key_dim)
+        self.values = Pointwise(dim, value_dim)
+        self.reprojection = Pointwise(value_dim, dim)
         self.proj = Linear(dim, dim) if proj else nn.Identity()
 
     @classmethod

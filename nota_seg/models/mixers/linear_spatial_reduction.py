@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nota_seg.models.layers import Linear
+from nota_seg.models.layers import Linear, Pointwise
 from nota_seg.models.mixers.spatial_reduction import check_heads
 from nota_seg.models.registry import MIXERS
 from util.errors import InputError
@@ -32,7 +32,7 @@ class PooledTokens(nn.Module):
         if pool < 1:
             raise InputError(f"pool must be at least 1 cell a side, got {pool}")
         self.pool = nn.AdaptiveAvgPool2d(pool)
-        self.reduce = nn.Conv2d(dim, dim, kernel_size=1)
+        self.reduce = Pointwise(dim, dim)
         self.norm = nn.LayerNorm(dim, eps=1e-5)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nota_seg.models.layers import Pointwise
 from nota_seg.models.registry import MIXERS
 
 
@@ -30,7 +31,7 @@ class MSCA(nn.Module):
             )
             for n in strips
         )
-        self.mix = nn.Conv2d(dim, dim, kernel_size=1)
+        self.mix = Pointwise(dim, dim)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         local_BCHW = self.local(x_BCHW)
@@ -51,9 +52,9 @@ class MSCAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.proj_1 = nn.Conv2d(dim, dim, kernel_size=1)
+        self.proj_1 = Pointwise(dim, dim)
         self.msca = MSCA(dim)
-        self.proj_2 = nn.Conv2d(dim, dim, kernel_size=1)
+        self.proj_2 = Pointwise(dim, dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         x_BCHW = x_BHWC.permute(0, 3, 1, 2)

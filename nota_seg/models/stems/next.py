@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nota_seg.models.layers import Pointwise
 from nota_seg.models.registry import STEMS
 from util.errors import InputError
 
@@ -30,7 +31,7 @@ class PatchEmbedding(nn.Module):
         self.stride = stride
         self.changes = stride > 1 or in_channels != dim
         if self.changes:
-            self.conv = nn.Conv2d(in_channels, dim, kernel_size=1, bias=False)
+            self.conv = Pointwise(in_channels, dim, bias=False)
             self.norm = nn.BatchNorm2d(dim, eps=NORM_EPS)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
