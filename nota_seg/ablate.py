@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -53,6 +53,8 @@ class VariantSection(Section):
 
     model: str | None = None  # None: the baseline's
     set: dict[str, Any] = {}  # configuration keys
+    pretrain: dict[str, Any] | Literal[False] = {}  # options over those of all variants; false: from scratch
+    finetune: dict[str, Any] = {}  # the same
 
 
 class AblateSpec(Section):
@@ -88,6 +90,17 @@ class Variant:
     folder: str
     model: str
     sets: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)  # options by verb; None: verb left out
+
+    def options(self, verb: str, common: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Options of a training verb: its own over the common ones; None where it is left out."""
+        own = self.own.get(verb, {})
+        if own is None or (common is None and not own):
+            return None
+        common = common or {}
+        merged = {**common, **own}
+        sets = {**common.get("set", {}), **own.get("set", {})}
+        return {**merged, "set": sets} if sets else merged
 
     def words(self, keep: Callable[[str], bool] = lambda key: True) -> list[str]:
         return set_words({k: v for k, v in self.sets.items() if keep(k)})
@@ -131,14 +144,16 @@ def variants_of(spec: AblateSpec) -> list[Variant]:
             model = f"{model}-{change}"
             found.append(Variant(f"+{change}", _slug(model), model))
         for name, section in spec.variants.items():
-            found.append(Variant(name, _slug(name), section.model or spec.baseline, section.set))
+            own = {"pretrain": None if section.pretrain is False else section.pretrain, "finetune": section.finetune}
+            found.append(Variant(name, _slug(name), section.model or spec.baseline, section.set, own))
     for what in ("label", "folder"):
         names = [getattr(v, what).lower() for v in found]
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"two variants are called {name!r}: give each another name")
     for variant in found:
-        sets = [f"{k}={json.dumps(v)}" for k, v in {**spec.finetune.get("set", {}), **variant.sets}.items()]
+        finetune = variant.options("finetune", spec.finetune) or {}
+        sets = [f"{k}={json.dumps(v)}" for k, v in {**finetune.get("set", {}), **variant.sets}.items()]
         try:
             net = build(FinetuneConfig, options={"model.name": variant.model}, sets=sets).model
             if library_of(net.name) is None:  # of other libraries only their training knows
@@ -175,19 +190,22 @@ def set_words(sets: Mapping[str, Any]) -> list[str]:
 def check_options(spec: AblateSpec, known: Mapping[str, Collection[str]]) -> None:
     """Refuse options that a verb does not have, before any work; `known` is of the command line, by verb."""
     for verb in OURS:
-        given = getattr(spec, verb)
-        if given is None:
-            continue
-        if verb not in known:
-            raise InputError(f"this nota-seg has no verb {verb!r}: leave the section {verb!r} out")
-        names = {name.removeprefix("--").replace("-", "_") for name in known[verb]} - OURS[verb]
-        for key in given:
-            if key.replace("-", "_") not in names:
-                raise InputError(f"{verb}: no option {key!r} here: {did_you_mean(key, sorted(names))}")
-        if not isinstance(given.get("set", {}), dict):
-            raise InputError(f"{verb}: `set` is a mapping of configuration keys to values")
-    if spec.pretrain is not None and "data_path" not in spec.pretrain:
-        raise InputError("pretrain: give data_path, the folder of Tiny-ImageNet")
+        own = [(f"{name}: ", getattr(v, verb, None) or {}) for name, v in spec.variants.items()]
+        for where, given in [("", getattr(spec, verb)), *own]:
+            if given is None or (where and not given):
+                continue
+            if verb not in known:
+                raise InputError(f"{where}this nota-seg has no verb {verb!r}: leave the section {verb!r} out")
+            names = {name.removeprefix("--").replace("-", "_") for name in known[verb]} - OURS[verb]
+            for key in given:
+                if key.replace("-", "_") not in names:
+                    raise InputError(f"{where}{verb}: no option {key!r} here: {did_you_mean(key, sorted(names))}")
+            if not isinstance(given.get("set", {}), dict):
+                raise InputError(f"{where}{verb}: `set` is a mapping of configuration keys to values")
+    for variant in variants_of(spec):
+        pretrain = variant.options("pretrain", spec.pretrain)
+        if pretrain is not None and "data_path" not in pretrain:
+            raise InputError("pretrain: give data_path, the folder of Tiny-ImageNet")
 
 
 class Ablation:
@@ -271,15 +289,17 @@ class Ablation:
         return runs
 
     def _encoder(self, variant: Variant) -> str:
-        """The folder of the pre-training: variants with equal encoders share one."""
+        """The folder of the pre-training: variants with equal encoders and options share one."""
         for other in self.variants:
+            if other.options("pretrain", self.spec.pretrain) != variant.options("pretrain", self.spec.pretrain):
+                continue
             if self._encoder_key(other) == self._encoder_key(variant):
                 return other.folder
         return variant.folder
 
     def _encoder_key(self, variant: Variant) -> str:
         sets = {
-            **(self.spec.pretrain or {}).get("set", {}),
+            **(variant.options("pretrain", self.spec.pretrain) or {}).get("set", {}),
             **{k: v for k, v in variant.sets.items() if _of_encoder(k)},
         }
         if library_of(variant.model) is not None:
@@ -297,16 +317,21 @@ class Ablation:
         """Words of each stage's command, without device and --resume, and the folder or file that it makes."""
         spec, folder = self.spec, self.output / "runs" / variant.folder
         seeds = ["--seeds", str(spec.seeds)] if spec.seeds is not None else []
-        first = folder / f"seed-{self._first_seed()}" if seeds else folder
+        pretrain, finetune = (
+            variant.options("pretrain", spec.pretrain),
+            variant.options("finetune", spec.finetune) or {},
+        )
+        seed = finetune.get("seed", finetune.get("set", {}).get("train.seed", 0)) or 0
+        first = folder / f"seed-{seed}" if seeds else folder
         stages: dict[str, tuple[list[str], Path]] = {}
         weights: list[str] = []
-        if spec.pretrain is not None:
+        if pretrain is not None:
             encoder = self.output / "pretrain" / self._encoder(variant)
             words = ["pretrain", "--output-dir", str(encoder), "--model", variant.model]
-            stages["pretrain"] = ([*words, *option_words(spec.pretrain), *variant.words(_of_encoder)], encoder)
+            stages["pretrain"] = ([*words, *option_words(pretrain), *variant.words(_of_encoder)], encoder)
             weights = ["--pretrain", str(encoder / "best")]
         words = ["finetune", "--data-dir", spec.data_dir, "--save-path", str(folder), "--model", variant.model]
-        words += [*weights, *option_words(spec.finetune), *variant.words(), *seeds]
+        words += [*weights, *option_words(finetune), *variant.words(), *seeds]
         stages["finetune"] = (words, folder)
         if spec.eval is not None:
             words = ["eval", "--data-dir", spec.data_dir, "--pretrain", str(first), *option_words(spec.eval)]
@@ -316,10 +341,6 @@ class Ablation:
         if spec.latency is not None:
             stages["latency"] = (["latency", "--pretrain", str(first), *option_words(spec.latency)], first)
         return stages
-
-    def _first_seed(self) -> int:
-        sets = self.spec.finetune.get("set", {})
-        return int(self.spec.finetune.get("seed", sets.get("train.seed", 0)) or 0)
 
     def _try(self, variant: Variant, names: Sequence[str], device: str | None) -> None:
         entry, stages = self.state[variant.label], self._stages(variant)
@@ -367,7 +388,10 @@ class Ablation:
             return self._encoders.setdefault(str(folder), threading.Lock())
 
     def _done_by_other(self, other: Variant, folder: Path) -> bool:
-        return "pretrain" in self.state[other.label]["stages"] and self._stages(other)["pretrain"][1] == folder
+        stages = self._stages(other)
+        return (
+            "pretrain" in stages and "pretrain" in self.state[other.label]["stages"] and stages["pretrain"][1] == folder
+        )
 
     def _seed_folders(self, first: Path) -> list[Path]:
         if self.spec.seeds is None:

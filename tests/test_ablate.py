@@ -79,6 +79,9 @@ def test_options_become_words() -> None:
         (dict(ladder=["lsra"], finetune={"bach_size": 2}), "did you mean 'batch_size'"),
         (dict(ladder=["lsra"], finetune={"save_path": "x"}), "no option 'save_path'"),
         (dict(ladder=["lsra"], pretrain={"epochs": 1}), "data_path"),
+        (dict(variants={"a": {"pretrain": {"epochs": 1}}}), "data_path"),
+        (dict(variants={"a": {"finetune": {"bach_size": 2}}}), "a: finetune.*did you mean 'batch_size'"),
+        (dict(variants={"a": {"pretrain": True}}), "variants.a.pretrain"),
         (dict(ladder=["lsra"], variants={"+LSRA": {}}), "two variants"),
     ],
 )
@@ -173,6 +176,33 @@ def test_equal_encoders_are_pre_trained_once(tmp_path: Path) -> None:
         weights = [words[words.index("--pretrain") + 1] for words in found.calls if words[0] == "finetune"]
         assert len(set(weights)) == 2
         assert all("--set" in words for words in found.calls if words[0] == "pretrain")
+
+
+def test_options_of_one_variant(tmp_path: Path) -> None:
+    spec = load_spec(
+        spec_file(
+            tmp_path,
+            seeds=2,
+            eval=None,
+            pretrain={"data_path": "tiny", "lr": 0.001, "set": {"optim.beta2": 0.9}},
+            finetune={"max_steps": 10, "set": {"train.seed": 1}},
+            variants={
+                "scratch": {"pretrain": False},
+                "gentle": {"pretrain": {"lr": 0.0001, "set": {"optim.weight_decay": 0}}},
+                "long": {"finetune": {"max_steps": 20, "seed": 5}},
+            },
+        )
+    )
+    found = work(spec, tmp_path / "out")
+    assert not found.failed  # type: ignore[attr-defined]
+    pretrained = [words for words in found.calls if words[0] == "pretrain"]
+    assert len(pretrained) == 2  # `long` shares the baseline's
+    assert "0.0001" in pretrained[1] and "optim.beta2=0.9" in pretrained[1] and "optim.weight_decay=0" in pretrained[1]
+    words = {Path(w[w.index("--save-path") + 1]).name: w for w in found.calls if w[0] == "finetune"}
+    assert "--pretrain" not in words["scratch"] and "train.seed=1" in words["scratch"]
+    assert words["long"][words["long"].index("--max-steps") + 1] == "20"
+    assert next(w for w in found.calls if w[0] == "flops" and "long" in w[2])[2].endswith("seed-5")
+    assert not work(spec, tmp_path / "out", resume=True).calls
 
 
 def test_devices_share_the_variants(tmp_path: Path) -> None:
