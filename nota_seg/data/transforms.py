@@ -25,6 +25,9 @@ from util.errors import InputError, did_you_mean
 
 # Loader workers are the parallelism; OpenCV's own threads in each of them would only compete.
 cv2.setNumThreads(0)
+# The C library of Linux keeps as much freed memory as twice the largest block that was ever freed, and gives back the
+# rest: fresh pages then cost as much as the augmentation itself. This block, never touched, raises the limit.
+np.empty(31 << 20, dtype=np.uint8)
 
 _SHARE_GRID = 128  # class shares are measured on about this many rows and columns
 
@@ -40,10 +43,11 @@ def _scaled(height: int, width: int, factor: float) -> tuple[int, int]:
 
 
 class RandomScaleCrop(A.DualTransform):
-    """A random crop of the randomly scaled picture, without scaling the whole picture.
+    """A random crop of the randomly scaled picture with its colours jittered, without scaling the whole picture.
 
     A window is chosen in the scaled picture, mapped back to the source, cut out there, and only the cut is resized.
-    The window's corners are rounded to source pixels, for picture and mask alike.
+    The window's corners are rounded to source pixels, for picture and mask alike. The colours are changed where there
+    are fewer pixels, before or after the resizing: both are linear, and commute but for the rounding and clipping.
 
     Args:
         crop_size: (height, width) of the result. A smaller scaled picture is padded at the right and the bottom, with
@@ -55,6 +59,7 @@ class RandomScaleCrop(A.DualTransform):
         max_class_share: A window in which one class covers more of the labelled pixels is drawn again.
         tries: Most draws of a window; the last one is kept.
         ignore: Label of unlabelled pixels.
+        jitter: Strengths of the changes in colour, see `draw_twist`; None for no change.
         p: Always 1: the result must have the crop's size.
     """
 
@@ -66,6 +71,7 @@ class RandomScaleCrop(A.DualTransform):
         tries: int
         ignore: int
         short_side: tuple[int, int, int] | None
+        jitter: tuple[float, float, float, float] | None
 
     def __init__(
         self,
@@ -76,10 +82,11 @@ class RandomScaleCrop(A.DualTransform):
         tries: int = 10,
         ignore: int = IGNORE,
         short_side: tuple[int, int, int] | None = None,
+        jitter: tuple[float, float, float, float] | None = None,
         p: float = 1.0,
     ) -> None:
         super().__init__(p=p)
-        self.short_side = short_side
+        self.short_side, self.jitter = short_side, jitter
         self.crop_size, self.base_size, self.scale = crop_size, base_size, scale
         self.max_class_share, self.tries, self.ignore = max_class_share, tries, ignore
 
@@ -101,7 +108,8 @@ class RandomScaleCrop(A.DualTransform):
             x0, x1 = _source_range(left, size[1], width / scaled[1], width)
             if mask is None or self._varied(mask[y0:y1, x0:x1]):
                 break
-        return {"cut": (y0, y1, x0, x1), "size": size}
+        steps = [] if self.jitter is None else draw_twist(self.py_random, self.jitter)
+        return {"cut": (y0, y1, x0, x1), "size": size, "steps": steps}
 
     def _varied(self, cut: np.ndarray) -> bool:
         """Whether no class covers too much of the labelled pixels, judged on a grid of them."""
@@ -111,25 +119,35 @@ class RandomScaleCrop(A.DualTransform):
         total = int(counts.sum())
         return total > 0 and int(counts.max()) <= self.max_class_share * total
 
-    def apply(self, img: np.ndarray, cut: tuple[int, ...] = (), size: tuple[int, int] = (1, 1), **_: Any) -> np.ndarray:
-        return self._resized(img, cut, size, cv2.INTER_LINEAR, 0)
+    def apply(
+        self,
+        img: np.ndarray,
+        cut: tuple[int, ...] = (),
+        size: tuple[int, int] = (1, 1),
+        steps: Sequence[tuple[str, float]] = (),
+        **_: Any,
+    ) -> np.ndarray:
+        y0, y1, x0, x1 = cut
+        part = img[y0:y1, x0:x1]
+        enlarged = part.shape[0] * part.shape[1] < size[0] * size[1]
+        if enlarged:
+            part = _twisted(part, steps)
+        part = cv2.resize(part, size[::-1], interpolation=cv2.INTER_LINEAR)
+        return self._padded(part if enlarged else _twisted(part, steps), 0)
 
     def apply_to_mask(
         self, mask: np.ndarray, cut: tuple[int, ...] = (), size: tuple[int, int] = (1, 1), **_: Any
     ) -> np.ndarray:
-        # NEAREST_EXACT takes the pixel at the same centre as LINEAR does; plain NEAREST is off by up to half a pixel.
-        return self._resized(mask, cut, size, cv2.INTER_NEAREST_EXACT, self.ignore)
-
-    def _resized(
-        self, array: np.ndarray, cut: tuple[int, ...], size: tuple[int, int], how: int, pad: int
-    ) -> np.ndarray:
         y0, y1, x0, x1 = cut
-        resized = cv2.resize(array[y0:y1, x0:x1], size[::-1], interpolation=how)
-        if size == tuple(self.crop_size):
-            return resized
-        canvas = np.full((*self.crop_size, *array.shape[2:]), pad, dtype=array.dtype)
-        canvas[: size[0], : size[1]] = resized
-        return canvas
+        # NEAREST_EXACT takes the pixel at the same centre as LINEAR does; plain NEAREST is off by up to half a pixel.
+        part = cv2.resize(mask[y0:y1, x0:x1], size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        return self._padded(part, self.ignore)
+
+    def _padded(self, array: np.ndarray, pad: int) -> np.ndarray:
+        below, right = self.crop_size[0] - array.shape[0], self.crop_size[1] - array.shape[1]
+        if not (below or right):
+            return array
+        return cv2.copyMakeBorder(array, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(pad,) * 3)
 
 
 def _source_range(start: int, length: int, step: float, limit: int) -> tuple[int, int]:
@@ -143,51 +161,39 @@ YIQ = np.array([GREY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 RGB = np.linalg.inv(YIQ)
 
 
-class ColorTwist(A.ImageOnlyTransform):
-    """Brightness, contrast, saturation and hue in random order, as one affine map of the colours.
-
-    All four are linear in RGB once the hue turns around the grey axis of YIQ instead of HSV's (as in NVIDIA DALI's
-    ColorTwist), so that a picture is passed over once, and clipped once. The four passes of
-    albumentations' ColorJitter cost more than all the rest of the augmentation.
+def draw_twist(draw: random.Random, strengths: Sequence[float]) -> list[tuple[str, float]]:
+    """Brightness, contrast, saturation and hue in random order.
 
     Args:
-        brightness: The factor is drawn from 1 - brightness .. 1 + brightness, not below 0.
-        contrast: Likewise, around the mean grey of the picture.
-        saturation: Likewise, between the picture and its greys.
-        hue: Share of a full turn, -hue .. hue.
-        p: Probability.
+        draw: Where the numbers come from.
+        strengths: Of brightness, contrast and saturation: a factor is drawn from 1 - strength .. 1 + strength, not
+            below 0; contrast is around the mean grey of the picture, saturation between the picture and its greys. Of
+            the hue: a share of a full turn is drawn from -strength .. strength.
     """
+    brightness, contrast, saturation, hue = strengths
+    steps = [
+        ("brightness", draw.uniform(max(0.0, 1 - brightness), 1 + brightness)),
+        ("contrast", draw.uniform(max(0.0, 1 - contrast), 1 + contrast)),
+        ("saturation", draw.uniform(max(0.0, 1 - saturation), 1 + saturation)),
+        ("hue", draw.uniform(-hue, hue)),
+    ]
+    draw.shuffle(steps)
+    return steps
 
-    class InitSchema(A.BasicTransform.InitSchema):
-        brightness: float
-        contrast: float
-        saturation: float
-        hue: float
 
-    def __init__(self, brightness: float, contrast: float, saturation: float, hue: float, p: float = 1.0) -> None:
-        super().__init__(p=p)
-        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
-
-    def get_params(self) -> dict[str, Any]:
-        def factor(strength: float) -> float:
-            return self.py_random.uniform(max(0.0, 1 - strength), 1 + strength)
-
-        steps = [
-            ("brightness", factor(self.brightness)),
-            ("contrast", factor(self.contrast)),
-            ("saturation", factor(self.saturation)),
-            ("hue", self.py_random.uniform(-self.hue, self.hue)),
-        ]
-        self.py_random.shuffle(steps)
-        return {"steps": steps}
-
-    def apply(self, img: np.ndarray, steps: Sequence[tuple[str, float]] = (), **_: Any) -> np.ndarray:
-        # On a grid: one pixel in 64 gives the mean to a fraction of a level.
-        return cv2.transform(img, twist(steps, img[::8, ::8].reshape(-1, 3).mean(axis=0)))
+def _twisted(image: np.ndarray, steps: Sequence[tuple[str, float]]) -> np.ndarray:
+    if not steps:
+        return image
+    # On a grid: one pixel in 64 gives the mean to a fraction of a level.
+    return cv2.transform(image, twist(steps, np.array(cv2.mean(np.ascontiguousarray(image[::8, ::8]))[:3])))
 
 
 def twist(steps: Sequence[tuple[str, float]], mean: np.ndarray) -> np.ndarray:
     """The (3, 4) matrix of colour changes done one after the other.
+
+    All four are linear in RGB once the hue turns around the grey axis of YIQ instead of HSV's (as in NVIDIA DALI's
+    ColorTwist), so that a picture is passed over once, and clipped once. The four passes of
+    albumentations' ColorJitter cost more than all the rest of the augmentation.
 
     Args:
         steps: (brightness, contrast, saturation or hue; factor, or share of a turn).
@@ -244,11 +250,9 @@ class TrainTransform:
         extra = [item for item in extra if not (isinstance(item, dict) and item.get("type") == IN_BATCH)]
         self.crop_size = (crop_size[0], crop_size[1])
         steps: list[A.BasicTransform] = [
-            RandomScaleCrop(self.crop_size, base_size, scale, max_class_share, short_side=short_side),
+            RandomScaleCrop(self.crop_size, base_size, scale, max_class_share, short_side=short_side, jitter=jitter),
             A.HorizontalFlip(p=flip),
         ]
-        if jitter is not None:
-            steps.append(ColorTwist(*jitter))
         steps += [build_extra(item, banks) for item in extra]
         self._pipeline = A.Compose(steps)
         if extra:

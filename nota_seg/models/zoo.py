@@ -94,6 +94,9 @@ def parse_name(name: str) -> tuple[str, list[str]]:
     base = max(fitting, key=len)
     parts = name[len(base) :].split("-")[1:]
     for part in parts:
+        if part in _shared():
+            kinds = [change for change in known_changes if change.endswith(f":{part}")]
+            raise InputError(f"{part!r} in model {name!r} is a component of two kinds: write {' or '.join(kinds)}")
         if part not in known_changes:
             raise InputError(f"unknown change {part!r} in model {name!r}: {did_you_mean(part, known_changes)}")
     return base, parts

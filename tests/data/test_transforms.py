@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import random
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -10,10 +14,10 @@ import pytest
 
 from nota_seg.data.transforms import (
     GREY,
-    ColorTwist,
     RandomScaleCrop,
     TrainTransform,
     build_extra,
+    draw_twist,
     fit_factor,
     resize_for_eval,
     twist,
@@ -245,10 +249,9 @@ def test_hue_turns_the_way_hsv_does_and_keeps_greys(turn: float) -> None:
 
 
 def test_colours_are_drawn_from_the_ranges() -> None:
-    transform = ColorTwist(0.25, 0.4, 2.0, 0.1)
-    transform.set_random_seed(0)
-    draws = [dict(transform.get_params()["steps"]) for _ in range(400)]
-    orders = {tuple(transform.get_params()["steps"][i][0] for i in range(4)) for _ in range(400)}
+    generator = random.Random(0)
+    drawn = [draw_twist(generator, (0.25, 0.4, 2.0, 0.1)) for _ in range(400)]
+    draws, orders = [dict(steps) for steps in drawn], {tuple(name for name, _ in steps) for steps in drawn}
     for name, low, high in (
         ("brightness", 0.75, 1.25),
         ("contrast", 0.6, 1.4),
@@ -258,6 +261,47 @@ def test_colours_are_drawn_from_the_ranges() -> None:
         values = [d[name] for d in draws]
         assert low <= min(values) < low + 0.05 * (high - low) and high - 0.05 * (high - low) < max(values) <= high
     assert len(orders) > 20
+
+
+@pytest.mark.parametrize("scale", [0.6, 1.7])
+@pytest.mark.parametrize("seed", range(5))
+def test_colours_change_alike_before_and_after_the_resizing(scale: float, seed: int) -> None:
+    """Enlarged or reduced, padded or not: the twist of the plain crop; what is padded stays 0."""
+    image = cv2.resize(photo(), (160, 120), interpolation=cv2.INTER_CUBIC)
+    label = np.zeros((120, 160), np.uint8)
+    results = []
+    for jitter in (None, (0.1, 0.1, 0.1, 0.02)):
+        transform = RandomScaleCrop((96, 96), scale=(scale, scale), max_class_share=1.0, jitter=jitter)
+        transform.set_random_seed(seed)
+        results.append((transform(image=image, mask=label)["image"], transform.params))
+    (plain, _), (coloured, params) = results
+    height, width = params["size"]
+    y0, y1, x0, x1 = params["cut"]
+    mean = image[y0:y1, x0:x1].reshape(-1, 3).mean(axis=0)
+    expected = cv2.transform(plain[:height, :width], twist(params["steps"], mean)).astype(int)
+    assert params["steps"] and np.abs(coloured[:height, :width] - expected).max() <= 2
+    assert not coloured[height:].any() and not coloured[:, width:].any()
+    assert np.abs(expected - plain[:height, :width]).mean() > 1
+
+
+def test_freed_memory_is_kept() -> None:
+    """Given back after every picture, its pages would cost as much as the augmentation."""
+    resource = pytest.importorskip("resource")
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        pytest.skip("of the C library of Linux")
+    script = """
+import resource
+import numpy as np
+import nota_seg.data.transforms
+def touch(): return len([np.ones(1 << 20, np.uint8) for _ in range(4)])
+touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20): touch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert resource and int(done.stdout) < 1000  # 20480 pages are touched
 
 
 def test_short_sides_are_drawn_in_steps() -> None:

@@ -52,6 +52,7 @@ def test_tasks_and_their_outputs() -> None:
     [
         (lambda: nota_seg.create_model("segfomer-b0"), "did you mean 'segformer-b0'"),
         (lambda: nota_seg.create_model("segformer-b0-pol"), "did you mean 'pool'"),
+        (lambda: nota_seg.create_model("segformer-b0-mlp"), "write feedforward:mlp or decoder:mlp"),
         (lambda: nota_seg.create_model("segformer-b0", task="segment"), "did you mean 'segmentation'"),
         (lambda: nota_seg.create_model("segformer-b0", num_labels=0), "at least 1"),
         (lambda: nota_seg.create_model("segformer-b0", mixerz="pool"), "did you mean 'mixer"),
