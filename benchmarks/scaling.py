@@ -28,6 +28,7 @@ from util.flops import count
 
 SIZES = [(256, 256), (512, 512), (512, 1024), (1024, 1024), (1024, 2048)]  # height, width of the picture
 CLASSES = 150
+LIMIT = 5.0  # seconds: a larger picture is left out where quadratic growth would pass it
 
 
 class OnMaps(nn.Module):
@@ -71,7 +72,7 @@ def seconds(module: nn.Module, shape: tuple[int, ...], repeats: int) -> float:
 
 def exponent(values: list[float]) -> float:
     """p of the last two sizes, where cost grows as area to the power p."""
-    areas = [H * W for H, W in SIZES]
+    areas = [H * W for H, W in SIZES[: len(values)]]
     return math.log(values[-1] / values[-2]) / math.log(areas[-1] / areas[-2]) if values[-2] > 0 else 0.0
 
 
@@ -87,8 +88,13 @@ def measure(repeats: int) -> dict[str, list[dict[str, Any]]]:
                 result[kind].append({"name": name, "error": str(error)})
                 continue
             module.eval()
-            macs = [count(module, shape(H, W)).macs for H, W in SIZES]
-            times = [seconds(module, shape(H, W), repeats) for H, W in SIZES]
+            macs: list[int] = []
+            times: list[float] = []
+            for i, (H, W) in enumerate(SIZES):
+                if i > 1 and times[-1] * (H * W / math.prod(SIZES[i - 1])) ** 2 > LIMIT:
+                    break
+                macs.append(count(module, shape(H, W)).macs)
+                times.append(seconds(module, shape(H, W), repeats))
             result[kind].append(
                 {
                     "name": name,
@@ -115,8 +121,9 @@ def plot(result: dict[str, list[dict[str, Any]]], path: Path) -> None:
             for component in components:
                 if max(component.get(what, [0])) > 0:
                     values = [scale * v for v in component[what]]
+                    shown = areas[: len(values)]
                     label = f"{component['name']} (area^{component[what + '_exponent']:.2f})"
-                    axis.loglog(areas, values, marker="o", markersize=3, label=label)
+                    axis.loglog(shown, values, marker="o", markersize=3, label=label)
             axis.set(xlabel="megapixels", ylabel=unit, title=f"{kind}: {unit} of one")
             axis.grid(True, which="both", alpha=0.3)
             axis.legend(fontsize=7)

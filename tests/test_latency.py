@@ -77,8 +77,9 @@ def test_memory_is_of_what_lives_at_once() -> None:
         return kept + 1
 
     assert 2 * 4 << 20 <= peak_tensor_bytes(call) <= 3 * 4 << 20
-    grown = resident_growth(lambda: np.ones(1 << 23).sum())
-    assert grown is None or grown > 1 << 25
+    # Where the kernel's own peak comes late, one of several calls shows it.
+    grown = [resident_growth(lambda: np.ones(1 << 23).sum()) for _ in range(5)]
+    assert None in grown or max(g for g in grown if g is not None) > 1 << 25
 
 
 def test_a_card_is_stable_and_depends_on_the_threads() -> None:

@@ -178,8 +178,10 @@ def difference(found: Verdict | None, digits: int = 2) -> str:
     return "" if found is None else f"{found.difference:+.{digits}f} ± {found.margin:.{digits}f}"
 
 
-def short_p(found: Verdict | None) -> str:
-    return "" if found is None else format_p(found.p).removeprefix("p ").removeprefix("= ")
+def short_p(found: Verdict | None, *, seeds: bool = False) -> str:
+    """`0.01`: over the pictures, or over the seeds."""
+    p = None if found is None else found.p_seeds if seeds else found.p
+    return format_p(p).removeprefix("p ").removeprefix("= ")
 
 
 def table(result: Comparison) -> tuple[list[str], list[list[str]]]:

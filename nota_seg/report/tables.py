@@ -32,6 +32,8 @@ def paper_table(result: Comparison) -> tuple[list[str], list[list[str]]]:
     head += ["top-1"] * any(v is not None for v in encoders) + [result.score_name]
     head += ["boundary IoU"] * any(v is not None for v in borders)
     head += ["difference", "p"] if result.verdicts else []
+    seeded = any(found.p_seeds is not None for found in result.verdicts.values())
+    head += ["p (seeds)"] * seeded
     rows = []
     for run, encoder, border in zip(result.runs, encoders, borders, strict=True):
         price, found = result.costs[run.name], result.verdict(run)
@@ -39,7 +41,8 @@ def paper_table(result: Comparison) -> tuple[list[str], list[list[str]]]:
         cells += [number(run.latencies[s].p50, 1) for s in times]
         cells += [number(encoder)] * ("top-1" in head) + [spread(run.mean, run.std)]
         cells += [number(border)] * ("boundary IoU" in head)
-        rows.append(cells + ([difference(found), short_p(found)] if result.verdicts else []))
+        cells += [difference(found), short_p(found)] if result.verdicts else []
+        rows.append(cells + [short_p(found, seeds=True)] * seeded)
     return head, rows
 
 
@@ -56,6 +59,8 @@ def _legend(result: Comparison) -> str:
         text += (
             f" Difference to {result.baseline.name} with its 95 % interval: paired bootstrap over {pictures} pictures."
         )
+        if "p (seeds)" in paper_table(result)[0]:
+            text += " p (seeds): Welch's test over the seeds."
     return f"{text} {result.caveat() or ''}".rstrip()
 
 

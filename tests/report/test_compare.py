@@ -152,7 +152,15 @@ def test_seeds_are_one_row_with_their_spread(tmp_path: Path) -> None:
     assert len(run.scores) == 3 and run.std == pytest.approx(np.std(run.scores, ddof=1))
     result = compare([run], size=(64, 64))
     assert f"{run.mean:.2f} ± {run.std:.2f}" in markdown(result) and "over 3 seeds" in markdown(result)
-    assert csv_text(result).splitlines()[1].startswith("many,")
+    assert csv_text(result).splitlines()[1].startswith("many,") and "p (seeds)" not in markdown(result)
+    for i in range(3):
+        make_run(tmp_path / "more" / f"seed-{i}", 0.8 + 0.01 * i, seed=i)
+    (tmp_path / "more" / "seeds.json").write_text(json.dumps({"seeds": rows}))
+    both = compare(load_runs([tmp_path / "many", tmp_path / "more"]), size=(64, 64))
+    head, cells = paper_table(both)
+    verdict = both.verdict(both.runs[1])
+    assert head[-1] == "p (seeds)" and cells[0][-1] == "" and verdict is not None and verdict.p_seeds is not None
+    assert cells[1][-1] == ("< 0.001" if verdict.p_seeds < 0.001 else f"{verdict.p_seeds:.2g}")
 
 
 def test_unlike_runs_are_in_the_table_but_in_no_test(runs: list[Path], tmp_path: Path) -> None:
