@@ -121,7 +121,7 @@ def test_mistakes(waste: Path) -> None:
         kfold(coco, 3, scheme="rarest")
 
 
-@pytest.mark.skipif("NOTA_SEG_DATA" not in os.environ, reason="needs NOTA_SEG_DATA")
+@pytest.mark.skipif(not os.environ.get("NOTA_SEG_DATA"), reason="NOTA_SEG_DATA names no folder with data")
 def test_real_pictures() -> None:
     coco = CocoFile.read(Path(os.environ["NOTA_SEG_DATA"]) / "coco-mini" / "instances.json")
     for seed in range(4):
