@@ -90,17 +90,8 @@ class Variant:
     folder: str
     model: str
     sets: Mapping[str, Any] = field(default_factory=dict)
-    own: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)  # options by verb; None: verb left out
-
-    def options(self, verb: str, common: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        """Options of a training verb: its own over the common ones; None where it is left out."""
-        own = self.own.get(verb, {})
-        if own is None or (common is None and not own):
-            return None
-        common = common or {}
-        merged = {**common, **own}
-        sets = {**common.get("set", {}), **own.get("set", {})}
-        return {**merged, "set": sets} if sets else merged
+    pretrain: Mapping[str, Any] | None = None  # options; None: from scratch
+    finetune: Mapping[str, Any] = field(default_factory=dict)
 
     def words(self, keep: Callable[[str], bool] = lambda key: True) -> list[str]:
         return set_words({k: v for k, v in self.sets.items() if keep(k)})
@@ -130,38 +121,56 @@ def load_spec(path: str | Path) -> AblateSpec:
 
 def variants_of(spec: AblateSpec) -> list[Variant]:
     """The variants in the order of the table, the baseline first; each checked as far as that goes without training."""
+
+    def variant(label: str, folder: str, model: str, section: VariantSection | None = None) -> Variant:
+        section = section or VariantSection()
+        return Variant(
+            label, _slug(folder), model, section.set,
+            None if section.pretrain is False else _over(spec.pretrain, section.pretrain),
+            _over(spec.finetune, section.finetune) or {},
+        )  # fmt: skip
+
     if spec.grid:
         found = []
         for values in itertools.product(*spec.grid.values()):
             chosen = dict(zip(spec.grid, values, strict=True))
             label = ", ".join(str(v) if k == "model" else f"{k.split('.')[-1]}={v}" for k, v in chosen.items())
             model = str(chosen.pop("model", spec.baseline))
-            found.append(Variant(label, _slug(label), model, chosen))
+            found.append(variant(label, label, model, VariantSection(set=chosen)))
     else:
-        found = [Variant(spec.baseline, _slug(spec.baseline), spec.baseline)]
+        found = [variant(spec.baseline, spec.baseline, spec.baseline)]
         model = spec.baseline
         for change in spec.ladder:
             model = f"{model}-{change}"
-            found.append(Variant(f"+{change}", _slug(model), model))
+            found.append(variant(f"+{change}", model, model))
         for name, section in spec.variants.items():
-            own = {"pretrain": None if section.pretrain is False else section.pretrain, "finetune": section.finetune}
-            found.append(Variant(name, _slug(name), section.model or spec.baseline, section.set, own))
+            found.append(variant(name, name, section.model or spec.baseline, section))
     for what in ("label", "folder"):
         names = [getattr(v, what).lower() for v in found]
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"two variants are called {name!r}: give each another name")
-    for variant in found:
-        finetune = variant.options("finetune", spec.finetune) or {}
-        sets = [f"{k}={json.dumps(v)}" for k, v in {**finetune.get("set", {}), **variant.sets}.items()]
+    for one in found:
+        if one.pretrain is not None and "data_path" not in one.pretrain:
+            raise InputError("pretrain: give data_path, the folder of Tiny-ImageNet")
+        sets = [f"{k}={json.dumps(v)}" for k, v in {**one.finetune.get("set", {}), **one.sets}.items()]
         try:
-            net = build(FinetuneConfig, options={"model.name": variant.model}, sets=sets).model
+            net = build(FinetuneConfig, options={"model.name": one.model}, sets=sets).model
             if library_of(net.name) is None:  # of other libraries only their training knows
                 with torch.device("meta"):
                     create_model(net.name, **net.overrides())
         except InputError as error:
-            raise InputError(f"variant {variant.label!r}: {error}") from None
+            raise InputError(f"variant {one.label!r}: {error}") from None
     return found
+
+
+def _over(common: Mapping[str, Any] | None, own: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Options of a verb, a variant's own over the common ones, key by key in `set`; None where neither is there."""
+    if common is None and not own:
+        return None
+    common = common or {}
+    sets = {**common.get("set", {}), **own.get("set", {})}
+    return {**common, **own, **({"set": sets} if sets else {})}
 
 
 def _slug(label: str) -> str:
@@ -202,10 +211,6 @@ def check_options(spec: AblateSpec, known: Mapping[str, Collection[str]]) -> Non
                     raise InputError(f"{where}{verb}: no option {key!r} here: {did_you_mean(key, sorted(names))}")
             if not isinstance(given.get("set", {}), dict):
                 raise InputError(f"{where}{verb}: `set` is a mapping of configuration keys to values")
-    for variant in variants_of(spec):
-        pretrain = variant.options("pretrain", spec.pretrain)
-        if pretrain is not None and "data_path" not in pretrain:
-            raise InputError("pretrain: give data_path, the folder of Tiny-ImageNet")
 
 
 class Ablation:
@@ -291,15 +296,13 @@ class Ablation:
     def _encoder(self, variant: Variant) -> str:
         """The folder of the pre-training: variants with equal encoders and options share one."""
         for other in self.variants:
-            if other.options("pretrain", self.spec.pretrain) != variant.options("pretrain", self.spec.pretrain):
-                continue
-            if self._encoder_key(other) == self._encoder_key(variant):
+            if other.pretrain == variant.pretrain and self._encoder_key(other) == self._encoder_key(variant):
                 return other.folder
         return variant.folder
 
     def _encoder_key(self, variant: Variant) -> str:
         sets = {
-            **(variant.options("pretrain", self.spec.pretrain) or {}).get("set", {}),
+            **(variant.pretrain or {}).get("set", {}),
             **{k: v for k, v in variant.sets.items() if _of_encoder(k)},
         }
         if library_of(variant.model) is not None:
@@ -317,21 +320,17 @@ class Ablation:
         """Words of each stage's command, without device and --resume, and the folder or file that it makes."""
         spec, folder = self.spec, self.output / "runs" / variant.folder
         seeds = ["--seeds", str(spec.seeds)] if spec.seeds is not None else []
-        pretrain, finetune = (
-            variant.options("pretrain", spec.pretrain),
-            variant.options("finetune", spec.finetune) or {},
-        )
-        seed = finetune.get("seed", finetune.get("set", {}).get("train.seed", 0)) or 0
+        seed = variant.finetune.get("seed", variant.finetune.get("set", {}).get("train.seed", 0)) or 0
         first = folder / f"seed-{seed}" if seeds else folder
         stages: dict[str, tuple[list[str], Path]] = {}
         weights: list[str] = []
-        if pretrain is not None:
+        if variant.pretrain is not None:
             encoder = self.output / "pretrain" / self._encoder(variant)
             words = ["pretrain", "--output-dir", str(encoder), "--model", variant.model]
-            stages["pretrain"] = ([*words, *option_words(pretrain), *variant.words(_of_encoder)], encoder)
+            stages["pretrain"] = ([*words, *option_words(variant.pretrain), *variant.words(_of_encoder)], encoder)
             weights = ["--pretrain", str(encoder / "best")]
         words = ["finetune", "--data-dir", spec.data_dir, "--save-path", str(folder), "--model", variant.model]
-        words += [*weights, *option_words(finetune), *variant.words(), *seeds]
+        words += [*weights, *option_words(variant.finetune), *variant.words(), *seeds]
         stages["finetune"] = (words, folder)
         if spec.eval is not None:
             words = ["eval", "--data-dir", spec.data_dir, "--pretrain", str(first), *option_words(spec.eval)]

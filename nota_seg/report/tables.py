@@ -47,9 +47,10 @@ def paper_table(result: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _legend(result: Comparison) -> str:
+    head, _ = paper_table(result)
     seeds = max(len(run.seeds) for run in result.runs)
     text = f"Cost at {'x'.join(map(str, result.size))} pixels"
-    text += ", as executed and in the textbook order." if "textbook" in paper_table(result)[0] else "."
+    text += ", as executed and in the textbook order." if "textbook" in head else "."
     if any(run.encoder_top1 is not None for run in result.runs):
         text += " Top-1 of the pre-training."
     if seeds > 1:
@@ -59,7 +60,7 @@ def _legend(result: Comparison) -> str:
         text += (
             f" Difference to {result.baseline.name} with its 95 % interval: paired bootstrap over {pictures} pictures."
         )
-        if "p (seeds)" in paper_table(result)[0]:
+        if "p (seeds)" in head:
             text += " p (seeds): Welch's test over the seeds."
     return f"{text} {result.caveat() or ''}".rstrip()
 

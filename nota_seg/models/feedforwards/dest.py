@@ -42,9 +42,8 @@ class DESTFeedForward(nn.Module):
             and eager_on_cpu(x_BHWC)
             and untouched(self.fc1, self.norm1, self.dwconv, self.norm2, self.fc2)
         ):
-            w1, b1 = _folded(self.fc1, self.norm1)
-            wd, bd = _folded(self.dwconv, self.norm2)
-            weights = Weights(w1.flatten(1), b1, wd, bd, self.fc2.weight.flatten(1), self.fc2.bias)
+            (w1, b1), (wd, bd) = _folded(self.fc1, self.norm1), _folded(self.dwconv, self.norm2)
+            weights = Weights.of(self.fc1, self.dwconv, self.fc2)._replace(w1=w1.flatten(1), b1=b1, wd=wd, bd=bd)
             return evaluate_by_rows(x_BHWC, weights, relu_first=False, relu_last=True)
         x_BCHW = self.norm1(self.fc1(x_BHWC.permute(0, 3, 1, 2)))
         x_BCHW = self.fc2(F.relu(self.norm2(self.dwconv(x_BCHW))))

@@ -30,8 +30,7 @@ class MixFeedForward(nn.Module):
     def forward(self, x_BHWC: Tensor) -> Tensor:
         layers = (self.fc1, self.dwconv, self.fc2)
         if eager_on_cpu(x_BHWC) and untouched(*layers):
-            weights = Weights(*(p for layer in layers for p in (layer.weight, layer.bias)))
-            return by_rows(x_BHWC, weights, relu_first=self.relu_first)
+            return by_rows(x_BHWC, Weights.of(*layers), relu_first=self.relu_first)
         x_BHWC = self.fc1(x_BHWC)
         if self.relu_first:
             x_BHWC = F.relu(x_BHWC)

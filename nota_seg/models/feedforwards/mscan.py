@@ -28,9 +28,6 @@ class MSCANFeedForward(nn.Module):
     def forward(self, x_BHWC: Tensor) -> Tensor:
         layers = (self.fc1, self.dwconv, self.fc2)
         if eager_on_cpu(x_BHWC) and untouched(*layers):
-            w1, wd, w2 = (layer.weight for layer in layers)
-            return by_rows(
-                x_BHWC, Weights(w1.flatten(1), self.fc1.bias, wd, self.dwconv.bias, w2.flatten(1), self.fc2.bias)
-            )
+            return by_rows(x_BHWC, Weights.of(*layers))
         x_BCHW = self.dwconv(self.fc1(x_BHWC.permute(0, 3, 1, 2)))
         return self.fc2(F.gelu(x_BCHW)).permute(0, 2, 3, 1)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nota_seg.models.layers import product
@@ -30,6 +30,14 @@ class Weights(NamedTuple):
     bd: Tensor
     w2: Tensor
     b2: Tensor
+
+    @classmethod
+    def of(cls, *layers: nn.Linear | nn.Conv2d) -> Weights:
+        """Of first, depth-wise and last layer; the outer ones are linear or, the same, 1x1 convolutions."""
+        first, depthwise, last = layers
+        return cls(
+            first.weight.flatten(1), first.bias, depthwise.weight, depthwise.bias, last.weight.flatten(1), last.bias
+        )
 
 
 def by_rows(x_BHWC: Tensor, weights: Weights, *, relu_first: bool = False) -> Tensor:
