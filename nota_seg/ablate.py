@@ -68,6 +68,7 @@ class AblateSpec(Section):
     variants: dict[str, VariantSection] = {}  # by name; beside the baseline, or after the ladder
     seeds: PositiveInt | None = None
     pretrain: dict[str, Any] | None = None  # None: no pre-training
+    pretrain_seeds: bool = False  # each seed is pre-trained too; else all seeds of the fine-tuning share an encoder
     finetune: dict[str, Any] = {}
     eval: dict[str, Any] | None = {}  # None: the validation of the training stands
     flops: dict[str, Any] = {}
@@ -79,6 +80,10 @@ class AblateSpec(Section):
             raise ValueError("give a ladder, a grid or variants")
         if self.grid and (self.ladder or self.variants):
             raise ValueError("a grid stands alone, without ladder and variants")
+        if self.pretrain_seeds and self.seeds is None:
+            raise ValueError("pretrain_seeds: give seeds, how many")
+        if self.pretrain_seeds and "seed" in (self.pretrain or {}):
+            raise ValueError("pretrain_seeds: pre-training takes the seeds of the fine-tuning, leave pretrain.seed out")
         return self
 
 
@@ -92,6 +97,11 @@ class Variant:
     sets: Mapping[str, Any] = field(default_factory=dict)
     pretrain: Mapping[str, Any] | None = None  # options; None: from scratch
     finetune: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def first_seed(self) -> int:
+        """Of the fine-tuning."""
+        return self.finetune.get("seed", self.finetune.get("set", {}).get("train.seed", 0)) or 0
 
     def words(self, keep: Callable[[str], bool] = lambda key: True) -> list[str]:
         return set_words({k: v for k, v in self.sets.items() if keep(k)})
@@ -296,17 +306,20 @@ class Ablation:
     def _encoder(self, variant: Variant) -> str:
         """The folder of the pre-training: variants with equal encoders and options share one."""
         for other in self.variants:
-            if other.pretrain == variant.pretrain and self._encoder_key(other) == self._encoder_key(variant):
+            if self._encoder_key(other) == self._encoder_key(variant):
                 return other.folder
         return variant.folder
 
     def _encoder_key(self, variant: Variant) -> str:
+        """What the weights of the pre-training depend on."""
+        seed = variant.first_seed if self.spec.pretrain_seeds else None
+        options = json.dumps([variant.pretrain, seed], sort_keys=True)
         sets = {
             **(variant.pretrain or {}).get("set", {}),
             **{k: v for k, v in variant.sets.items() if _of_encoder(k)},
         }
         if library_of(variant.model) is not None:
-            return variant.model + json.dumps(sets, sort_keys=True)
+            return options + variant.model + json.dumps(sets, sort_keys=True)
         sets = {k: v for k, v in sets.items() if k.startswith("model.")}
         section = build(
             FinetuneConfig,
@@ -314,21 +327,22 @@ class Ablation:
             sets=[f"{k}={json.dumps(v)}" for k, v in sets.items()],
         ).model
         config = create_config(section.name, **section.overrides())
-        return json.dumps([config.stages, config.drop_path_rate, config.layer_norm_eps], sort_keys=True)
+        return options + json.dumps([config.stages, config.drop_path_rate, config.layer_norm_eps], sort_keys=True)
 
     def _stages(self, variant: Variant) -> dict[str, tuple[list[str], Path]]:
         """Words of each stage's command, without device and --resume, and the folder or file that it makes."""
         spec, folder = self.spec, self.output / "runs" / variant.folder
         seeds = ["--seeds", str(spec.seeds)] if spec.seeds is not None else []
-        seed = variant.finetune.get("seed", variant.finetune.get("set", {}).get("train.seed", 0)) or 0
-        first = folder / f"seed-{seed}" if seeds else folder
+        first = folder / f"seed-{variant.first_seed}" if seeds else folder
         stages: dict[str, tuple[list[str], Path]] = {}
         weights: list[str] = []
         if variant.pretrain is not None:
             encoder = self.output / "pretrain" / self._encoder(variant)
             words = ["pretrain", "--output-dir", str(encoder), "--model", variant.model]
-            stages["pretrain"] = ([*words, *option_words(variant.pretrain), *variant.words(_of_encoder)], encoder)
-            weights = ["--pretrain", str(encoder / "best")]
+            words += [*option_words(variant.pretrain), *variant.words(_of_encoder)]
+            words += ["--seed", str(variant.first_seed), *seeds] if spec.pretrain_seeds else []
+            stages["pretrain"] = (words, encoder)
+            weights = ["--pretrain", str(encoder if spec.pretrain_seeds else encoder / "best")]
         words = ["finetune", "--data-dir", spec.data_dir, "--save-path", str(folder), "--model", variant.model]
         words += [*weights, *option_words(variant.finetune), *variant.words(), *seeds]
         stages["finetune"] = (words, folder)

@@ -32,6 +32,7 @@ from nota_seg.picture_counts import PictureCounts, Row, count_picture
 from nota_seg.training.loop import Interrupted
 from nota_seg.training.losses import WeightedSum
 from nota_seg.training.runs import run
+from nota_seg.training.seeds import SUMMARY
 from util.errors import InputError
 from util.files import write_json, write_text
 from util.images import write_png
@@ -153,6 +154,15 @@ def build_model(config: FinetuneConfig, source: SegmentationSource, say: Any) ->
     elif config.pretrain is not None:
         say(str(load_checkpoint(model, config.pretrain)))
     return model
+
+
+def seed_runs(pretrain: str | None) -> dict[int, str]:
+    """The best weights of each seed, where `pretrain` is a folder that `--seeds` wrote; else nothing."""
+    file = Path(pretrain or "") / SUMMARY
+    if pretrain is None or not file.is_file():
+        return {}
+    rows = json.loads(file.read_text(encoding="utf-8"))["seeds"]
+    return {row["seed"]: str(file.parent / row["folder"] / "best") for row in rows if "error" not in row}
 
 
 def model_options(name: str | None, pretrain: str | None, *, resume: bool) -> dict[str, Any]:

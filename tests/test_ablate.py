@@ -83,6 +83,8 @@ def test_options_become_words() -> None:
         (dict(variants={"a": {"finetune": {"bach_size": 2}}}), "a: finetune.*did you mean 'batch_size'"),
         (dict(variants={"a": {"pretrain": True}}), "variants.a.pretrain"),
         (dict(ladder=["lsra"], variants={"+LSRA": {}}), "two variants"),
+        (dict(ladder=["lsra"], pretrain={"data_path": "x"}, pretrain_seeds=True), "give seeds"),
+        (dict(ladder=["lsra"], pretrain={"data_path": "x", "seed": 1}, seeds=2, pretrain_seeds=True), "leave pretrain"),
     ],
 )
 def test_mistakes_cost_nothing(
@@ -176,6 +178,21 @@ def test_equal_encoders_are_pre_trained_once(tmp_path: Path) -> None:
         weights = [words[words.index("--pretrain") + 1] for words in found.calls if words[0] == "finetune"]
         assert len(set(weights)) == 2
         assert all("--set" in words for words in found.calls if words[0] == "pretrain")
+
+
+def test_each_seed_pre_trained(tmp_path: Path) -> None:
+    other = {"other": {"finetune": {"seed": 7}}}
+    spec = load_spec(
+        spec_file(tmp_path, variants=other, pretrain={"data_path": "tiny"}, seeds=2, pretrain_seeds=True, eval=None)
+    )
+    found = work(spec, tmp_path / "out")
+    pretrained = [words for words in found.calls if words[0] == "pretrain"]
+    assert [words[words.index("--seed") :][:4] for words in pretrained] == [
+        ["--seed", "0", "--seeds", "2"],
+        ["--seed", "7", "--seeds", "2"],  # the same encoder, but of other seeds
+    ]
+    weights = [words[words.index("--pretrain") + 1] for words in found.calls if words[0] == "finetune"]
+    assert weights == [words[words.index("--output-dir") + 1] for words in pretrained]
 
 
 def test_options_of_one_variant(tmp_path: Path) -> None:

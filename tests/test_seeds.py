@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import finetune_words, pretrain_words
 
 from nota_seg.cli import main
 from nota_seg.finetune import SegmentationTask
 from nota_seg.picture_counts import PictureCounts
+from nota_seg.report.runs import load_run
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -91,3 +93,22 @@ def test_two_processes_run_their_seeds_together(scenes: Path, tmp_path: Path) ->
         counts = PictureCounts.load(tmp_path / "run" / row["folder"] / "eval.npz")
         assert len(counts.names) == 4 and counts.names == sorted(counts.names)
         assert counts.miou() == pytest.approx(row["best"])
+
+
+def test_each_seed_from_its_own_encoder(
+    scenes: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoders, folder = tmp_path / "encoders", tmp_path / "run"
+    assert main(pretrain_words(shapes, encoders, "--model", "segformer-b0-pool", "--seeds", "2")) == 0
+    words = finetune_words(scenes, folder, "--pretrain", str(encoders))
+    assert main(words) == 2 and "name one of them, or give --seeds" in capsys.readouterr().err
+    assert main([*words, "--seeds", "3"]) == 2 and "has no seed 2: it has 0, 1" in capsys.readouterr().err
+    assert not folder.exists()
+    assert main([*words, "--seeds", "2"]) == 0
+    configs = [yaml.safe_load((folder / f"seed-{seed}" / "config.yaml").read_text()) for seed in (0, 1)]
+    assert [c["pretrain"] for c in configs] == [str(encoders / f"seed-{seed}" / "best") for seed in (0, 1)]
+    assert {c["model"]["name"] for c in configs} == {"segformer-b0-pool"}
+    run = load_run(folder, "own")
+    top1 = [100 * row["best"] for row in read(encoders)["seeds"]]
+    assert run.encoder_top1 == pytest.approx(statistics.mean(top1))
+    assert main([*words, "--seeds", "2", "--resume"]) == 0

@@ -169,8 +169,12 @@ def train(
     resume: bool,
     overwrite: bool,
     seeds: int | None = None,
+    of_seed: Callable[[int], dict[str, Any]] | None = None,
 ) -> None:
-    """Run one phase of training, `task`, and print its result; `output` is the folder with the name of its option."""
+    """Run one phase of training, `task`, and print its result.
+
+    `output` is the folder with the name of its option; `seeds` and `of_seed` are as in `run_seeds`.
+    """
     from nota_seg.training.runs import resolve
     from nota_seg.training.seeds import run_seeds
     from util.run_folder import RunFolder
@@ -180,7 +184,7 @@ def train(
         summary = run_seeds(
             config_class, task, output[1], seeds,
             options=options, sets=sets or [], file=file, cpu=cpu, resume=resume, overwrite=overwrite,
-            is_main=is_main_process(),
+            of_seed=of_seed, is_main=is_main_process(),
         )  # fmt: skip
         leave_group()
         if is_main_process():

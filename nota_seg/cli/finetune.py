@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,7 +32,8 @@ def finetune(
     ],
     save_path: Annotated[Path, typer.Option("--save-path", "--output-dir", help="Folder of the run.")],
     pretrain: Annotated[
-        str | None, typer.Option(help="Weights to start from: a run's best/, a published file.")
+        str | None,
+        typer.Option(help="Weights to start from: a run's best/, a published file, a folder of seeds with --seeds."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Model name.  [default: that of --pretrain, else segformer-b0]")
@@ -66,12 +67,18 @@ def finetune(
     cpu = choose_devices(device)
     from nota_seg.config import FinetuneConfig, build
     from nota_seg.finetune import finetune as run
-    from nota_seg.finetune import model_options, rehearse
+    from nota_seg.finetune import model_options, rehearse, seed_runs
     from util.errors import InputError
 
+    encoders = seed_runs(pretrain)
+    if encoders and seeds is None:
+        raise InputError(
+            f"--pretrain {pretrain} is a folder of {len(encoders)} seeds: name one of them, or give --seeds"
+        )
+    weights = next(iter(encoders.values()), pretrain)
     options = {
         "data.path": data_dir,
-        "pretrain": pretrain,
+        "pretrain": weights,
         "distill.teacher": teacher,
         "train.epochs": epochs,
         "train.max_steps": max_steps,
@@ -80,7 +87,7 @@ def finetune(
         "optim.lr": lr,
         "train.seed": seed,
         "train.deterministic": deterministic or None,
-        **model_options(model, pretrain, resume=resume),
+        **model_options(model, weights, resume=resume),
     }
     if debug:
         if resume:
@@ -90,7 +97,14 @@ def finetune(
         if is_main_process():
             print_json(result)
         return
+
+    def of_seed(seed: int) -> dict[str, Any]:
+        if encoders and seed not in encoders:
+            raise InputError(f"--pretrain {pretrain} has no seed {seed}: it has {', '.join(map(str, encoders))}")
+        return {"pretrain": encoders.get(seed, weights)}
+
     train(
         FinetuneConfig, run, ("save_path", save_path), options,
-        sets=set_, file=config, cpu=cpu, resume=resume, overwrite=overwrite, seeds=seeds,
+        sets=set_, file=config, cpu=cpu, resume=resume, overwrite=overwrite,
+        seeds=seeds, of_seed=of_seed,
     )  # fmt: skip

@@ -35,6 +35,7 @@ def run_seeds(
     cpu: bool,
     resume: bool,
     overwrite: bool,
+    of_seed: Callable[[int], Mapping[str, Any]] | None = None,
     is_main: bool = True,
 ) -> dict[str, Any]:
     """Run `task` for `count` seeds, the configured one and those after it, in `path`/seed-N.
@@ -53,6 +54,7 @@ def run_seeds(
         cpu: Stay on the CPU.
         resume: Go on with the runs in `path`.
         overwrite: Replace them.
+        of_seed: Options of one seed, over `options`.
         is_main: Whether this process writes.
 
     Returns:
@@ -73,8 +75,9 @@ def run_seeds(
         folder = RunFolder(path / f"seed-{seed}")
         begun = folder.config_file.exists() and (folder.path / "run.json").exists()
         go_on, anew = resume and begun, overwrite and begun
+        own = {**options, **(of_seed(seed) if of_seed is not None else {})}
         config = resolve(
-            cls, folder, options=options, sets=[*sets, f"train.seed={seed}"], file=file, resume=go_on, overwrite=anew
+            cls, folder, options=own, sets=[*sets, f"train.seed={seed}"], file=file, resume=go_on, overwrite=anew
         )
         plans.append((seed, folder, config, go_on, anew))
     if overwrite and is_main:
