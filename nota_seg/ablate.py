@@ -28,21 +28,23 @@ import yaml
 from pydantic import PositiveInt, ValidationError, model_validator
 
 from nota_seg.config import FinetuneConfig, Section, build, load_yaml
+from nota_seg.data.sources import open_source
 from nota_seg.models.external import library_of
 from nota_seg.models.zoo import create_config, create_model
 from nota_seg.report import compare as comparing
-from nota_seg.report.runs import Run, load_run
+from nota_seg.report.runs import EVALUATION, TEST, Run, load_run
 from nota_seg.report.tables import latex, markdown
 from nota_seg.training.seeds import SUMMARY
 from util.errors import InputError, did_you_mean
 from util.files import sweep_partial, write_json, write_text
 
 STATE = "ablate.json"
-# What ablate itself says to the verbs.
+# What ablate itself says to the verbs; `test` is another `eval`.
 OURS = {
     "pretrain": {"output_dir", "model", "seeds", "resume", "overwrite", "device", "gpu"},
     "finetune": {"data_dir", "save_path", "output_dir", "model", "seeds", "resume", "overwrite", "device", "gpu"},
     "eval": {"data_dir", "pretrain", "json", "device", "gpu"},
+    "test": {"data_dir", "pretrain", "json", "device", "gpu"},
     "flops": {"model", "pretrain", "json", "num_classes", "set"},
     "latency": {"model", "pretrain", "json", "device", "gpu"},
 }
@@ -71,6 +73,7 @@ class AblateSpec(Section):
     pretrain_seeds: bool = False  # each seed is pre-trained too; else all seeds of the fine-tuning share an encoder
     finetune: dict[str, Any] = {}
     eval: dict[str, Any] | None = {}  # None: the validation of the training stands
+    test: dict[str, Any] | None = None  # options of `eval` for a split that chooses nothing: the table's last column
     flops: dict[str, Any] = {}
     latency: dict[str, Any] | None = None  # None: not measured
 
@@ -80,6 +83,8 @@ class AblateSpec(Section):
             raise ValueError("give a ladder, a grid or variants")
         if self.grid and (self.ladder or self.variants):
             raise ValueError("a grid stands alone, without ladder and variants")
+        if self.test is not None and "split" not in self.test:
+            raise ValueError("test: give split, the name of the split that is held back")
         if self.pretrain_seeds and self.seeds is None:
             raise ValueError("pretrain_seeds: give seeds, how many")
         if self.pretrain_seeds and "seed" in (self.pretrain or {}):
@@ -213,14 +218,24 @@ def check_options(spec: AblateSpec, known: Mapping[str, Collection[str]]) -> Non
         for where, given in [("", getattr(spec, verb)), *own]:
             if given is None or (where and not given):
                 continue
-            if verb not in known:
+            called = "eval" if verb == "test" else verb
+            if called not in known:
                 raise InputError(f"{where}this nota-seg has no verb {verb!r}: leave the section {verb!r} out")
-            names = {name.removeprefix("--").replace("-", "_") for name in known[verb]} - OURS[verb]
+            names = {name.removeprefix("--").replace("-", "_") for name in known[called]} - OURS[verb]
             for key in given:
                 if key.replace("-", "_") not in names:
                     raise InputError(f"{where}{verb}: no option {key!r} here: {did_you_mean(key, sorted(names))}")
             if not isinstance(given.get("set", {}), dict):
                 raise InputError(f"{where}{verb}: `set` is a mapping of configuration keys to values")
+
+
+def check_data(spec: AblateSpec) -> None:
+    """Refuse data that are not there, or lack the split of an evaluation: it would be noticed after hours."""
+    splits = open_source(spec.data_dir, spec.finetune.get("set", {}).get("data.layout")).splits
+    for section in ("eval", "test"):
+        split = (getattr(spec, section) or {}).get("split", "val")
+        if split not in splits:
+            raise InputError(f"{section}: {spec.data_dir} has no split {split!r}: {did_you_mean(split, splits)}")
 
 
 class Ablation:
@@ -346,9 +361,10 @@ class Ablation:
         words = ["finetune", "--data-dir", spec.data_dir, "--save-path", str(folder), "--model", variant.model]
         words += [*weights, *option_words(variant.finetune), *variant.words(), *seeds]
         stages["finetune"] = (words, folder)
-        if spec.eval is not None:
-            words = ["eval", "--data-dir", spec.data_dir, "--pretrain", str(first), *option_words(spec.eval)]
-            stages["eval"] = ([*words, "--json", str(first / "eval.json")], first / "eval.json")
+        for name, options, file in (("eval", spec.eval, EVALUATION), ("test", spec.test, TEST)):
+            if options is not None:
+                words = ["eval", "--data-dir", spec.data_dir, "--pretrain", str(first), *option_words(options)]
+                stages[name] = ([*words, "--json", str(first / f"{file}.json")], first / f"{file}.json")
         words = ["flops", "--pretrain", str(first), *option_words(spec.flops), "--json"]
         stages["flops"] = (words, folder / "flops.json")
         if spec.latency is not None:
@@ -375,9 +391,9 @@ class Ablation:
                         entry["stages"][name] = {"words": words, "seconds": round(time.monotonic() - started, 1)}
                 elif name == "finetune":
                     self._train(variant, words, target, device)
-                elif name == "eval":
+                elif name in ("eval", "test"):
                     for one in self._seed_folders(target.parent):
-                        swap = {str(target.parent): str(one), str(target): str(one / "eval.json")}
+                        swap = {str(target.parent): str(one), str(target): str(one / target.name)}
                         self._call(variant, [swap.get(w, w) for w in words], device)
                 elif name == "flops":
                     write_text(target, self._call(variant, words, None))
@@ -526,6 +542,7 @@ def ablate(
     if options is not None:
         check_options(spec, options)
     work = Ablation(spec, output, devices=devices)
+    check_data(spec)
     work.prepare(resume=resume, overwrite=overwrite)
     failed = work.run()
     if work.stopped.is_set():

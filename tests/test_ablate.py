@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -83,6 +84,8 @@ def test_options_become_words() -> None:
         (dict(variants={"a": {"finetune": {"bach_size": 2}}}), "a: finetune.*did you mean 'batch_size'"),
         (dict(variants={"a": {"pretrain": True}}), "variants.a.pretrain"),
         (dict(ladder=["lsra"], variants={"+LSRA": {}}), "two variants"),
+        (dict(ladder=["lsra"], test={"workers": 0}), "test: give split"),
+        (dict(ladder=["lsra"], test={"split": "test", "worker": 0}), "test: no option 'worker'.*did you mean"),
         (dict(ladder=["lsra"], pretrain={"data_path": "x"}, pretrain_seeds=True), "give seeds"),
         (dict(ladder=["lsra"], pretrain={"data_path": "x", "seed": 1}, seeds=2, pretrain_seeds=True), "leave pretrain"),
     ],
@@ -92,10 +95,19 @@ def test_mistakes_cost_nothing(
 ) -> None:
     file = spec_file(tmp_path, **values)
     assert main(["ablate", str(file), "--output-dir", str(tmp_path / "out")]) == 2
-    import re
-
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+def test_data_that_are_not_there_cost_nothing(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    for data, more, message in (
+        (str(tmp_path / "nowhere"), {}, "no such file or folder"),
+        (str(scenes), {"test": {"split": "vall"}}, "test: .* has no split 'vall': did you mean 'val'"),
+    ):
+        file = spec_file(tmp_path, ladder=["lsra"], **{"data_dir": data, **more})
+        assert main(["ablate", str(file), "--output-dir", out]) == 2
+        assert re.search(message, capsys.readouterr().err) and not Path(out).exists()
 
 
 class Fake(Ablation):
@@ -273,15 +285,19 @@ def test_every_seed_is_evaluated(tmp_path: Path) -> None:
                 (folder / "seeds.json").write_text(json.dumps({"seeds": rows}))
             return text
 
-    found = Seeds(load_spec(spec_file(tmp_path, ladder=["lsra"], seeds=3)), tmp_path / "out", devices=[None])
+    spec = load_spec(spec_file(tmp_path, ladder=["lsra"], seeds=3, test={"split": "late"}))
+    found = Seeds(spec, tmp_path / "out", devices=[None])
     found.calls = []
     found.prepare(resume=False, overwrite=False)
     assert found.run() == []
-    judged = [words for words in found.calls if words[0] == "eval"]
+    judged = [words for words in found.calls if words[0] == "eval" and "--split" not in words]
     runs = [words[words.index("--pretrain") + 1] for words in judged]
     folder = str(tmp_path / "out" / "runs")
     assert runs == [f"{folder}/segformer-b0{rest}/seed-{n}" for rest in ("", "-lsra") for n in (0, 2)]
     assert [words[words.index("--json") + 1] for words in judged] == [f"{run}/eval.json" for run in runs]
+    held_back = [words for words in found.calls if "--split" in words]
+    assert all(words[words.index("--split") + 1] == "late" for words in held_back)
+    assert [words[words.index("--json") + 1] for words in held_back] == [f"{run}/eval-test.json" for run in runs]
 
 
 def tiny_spec(scenes: Path, folder: Path, *, steps: int = 6, **values: Any) -> Path:

@@ -22,6 +22,9 @@ def compare(
     output_dir: Annotated[
         Path | None, typer.Option(help="Folder for the page, CSV and plots; without it only the table is printed.")
     ] = None,
+    evaluation: Annotated[
+        str, typer.Option(metavar="NAME", help="Of NAME.json in each run: eval-test is that of a test split.")
+    ] = "eval",
     size: Annotated[str, typer.Option(help="Pixels that parameters and MACs are counted for: 512 or HxW.")] = "512",
     samples: Annotated[int, typer.Option(min=100, help="Of the bootstrap over pictures.")] = 5000,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
@@ -56,7 +59,7 @@ def compare(
         raise InputError("--data-dir adds pictures to the page: give --output-dir too")
     if output_dir is not None:
         verb.prepare(output_dir, overwrite=overwrite)
-    found = load_runs(runs)
+    found = load_runs(runs, evaluation)
     result = verb.compare(found, size=pixels, samples=samples, seed=seed)
     if data_dir is not None:
         result.pair = _pair(pair, result)

@@ -115,7 +115,7 @@ def _judge_all(result: Comparison, samples: int, seed: int) -> None:
         if run.counts is None:
             result.notes.append(
                 f"{run.name} has no per-picture counts and is in no test: "
-                f"`nota-seg eval --pretrain {run.path} --json {run.path / 'eval.json'}` writes them"
+                f"`nota-seg eval --pretrain {run.path} --json {run.path / run.evaluation}.json` writes them"
             )
             continue
         try:
@@ -150,7 +150,7 @@ def cost_of(run: Run, size: tuple[int, int]) -> dict[str, Any]:
     saved = read_json(run.first.path / "best" / "config.json") or {}
     classes = len(run.per_class) or len(saved.get("id2label", ()))
     if not classes:
-        raise InputError("neither eval.json nor best/config.json says how many classes it has")
+        raise InputError("neither an evaluation nor best/config.json says how many classes it has")
     task = "segmentation" if run.first.phase == "finetune" else "classification"
     return cost(create_model(settings.pop("name"), task, num_labels=classes, **settings), size)
 

@@ -23,9 +23,10 @@ from util.run_folder import RunFolder
 
 SCORES = {"finetune": "miou", "pretrain": "top1"}
 SCORE_NAMES = {"miou": "mIoU", "top1": "top-1"}
+EVALUATION, TEST = "eval", "eval-test"  # NAME.json and NAME.npz: of the validation split; of one that chose nothing
 # The files of a run that a comparison reads.
 METRICS = (
-    "config.yaml", "run.json", "metrics.jsonl", "eval.json", "eval.npz", "flops.json", "latency-*.json",
+    "config.yaml", "run.json", "metrics.jsonl", "eval*.json", "eval*.npz", "flops.json", "latency-*.json",
     "pretrain.json", SUMMARY,
 )  # fmt: skip
 
@@ -53,16 +54,19 @@ class SeedRun:
     counts: PictureCounts | None
 
     @classmethod
-    def load(cls, path: Path) -> SeedRun:
+    def load(cls, path: Path, evaluation_name: str = EVALUATION) -> SeedRun:
         if not (path / "run.json").exists() or not (path / "config.yaml").exists():
             raise InputError(f"{path} is no run: a run's folder holds config.yaml, run.json and metrics.jsonl")
-        evaluation, counts = read_json(path / "eval.json"), None
-        if evaluation is not None and (path / "eval.npz").exists():
-            counts = PictureCounts.load(path / "eval.npz")
+        file = path / f"{evaluation_name}.json"
+        evaluation, counts = read_json(file), None
+        if evaluation is None and evaluation_name != EVALUATION:
+            raise InputError(f"no {file}: `nota-seg eval --pretrain {path} --split SPLIT --json {file}` writes it")
+        if evaluation is not None and file.with_suffix(".npz").exists():
+            counts = PictureCounts.load(file.with_suffix(".npz"))
             if not math.isclose(counts.miou(), evaluation["miou"] or 0, abs_tol=1e-9):
                 raise InputError(
-                    f"{path / 'eval.npz'} and eval.json are of different evaluations: "
-                    f"`nota-seg eval --pretrain {path} --json {path / 'eval.json'}` writes both"
+                    f"{file.with_suffix('.npz')} and {file.name} are of different evaluations: "
+                    f"`nota-seg eval --pretrain {path} --json {file}` writes both"
                 )
         return cls(
             path=path,
@@ -85,6 +89,12 @@ class SeedRun:
             return float(self.evaluation[key])
         logged = [value for _, value in self.curve("val", key)]
         return max(logged) if logged else None
+
+    @property
+    def test_score(self) -> float | None:
+        """mIoU of the test split, 0..1, where it was evaluated there."""
+        found = read_json(self.path / f"{TEST}.json")
+        return found["miou"] if found is not None else None
 
     @property
     def encoder_top1(self) -> float | None:
@@ -112,6 +122,7 @@ class Run:
     path: Path
     seeds: list[SeedRun]
     latencies: dict[str, Latency] = field(default_factory=dict)  # by setting
+    evaluation: str = EVALUATION  # which of its evaluations is in `seeds`
 
     @property
     def first(self) -> SeedRun:
@@ -143,6 +154,12 @@ class Run:
         known = [s.encoder_top1 for s in self.seeds]
         return None if None in known else 100 * statistics.fmean(v for v in known if v is not None)
 
+    @cached_property
+    def test_scores(self) -> list[float]:
+        """Of the test split, one a seed, points; empty unless all were evaluated there."""
+        known = [s.test_score for s in self.seeds]
+        return [] if None in known else [100 * v for v in known if v is not None]
+
     @property
     def counts(self) -> list[PictureCounts] | None:
         """Of every seed, or None where one has none."""
@@ -170,11 +187,16 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not JSON: {error}") from None
 
 
-def load_run(path: Path, name: str) -> Run:
+def load_run(path: Path, name: str, evaluation: str = EVALUATION) -> Run:
     """A run's folder, or a folder of seeds.
 
+    Args:
+        path: The folder.
+        name: What to call it.
+        evaluation: Which of its evaluations counts, NAME of NAME.json.
+
     Raises:
-        InputError: It is neither, or no seed in it has finished.
+        InputError: It is neither, no seed in it has finished, or one lacks that evaluation.
     """
     if not path.is_dir():
         raise InputError(f"no run {path}: give the folder that `nota-seg finetune` or `pretrain` wrote")
@@ -187,13 +209,17 @@ def load_run(path: Path, name: str) -> Run:
         folders = [path / row["folder"] for row in summary["seeds"] if "error" not in row]
         if not folders:
             raise InputError(f"no seed in {path} has finished")
-    seeds = [SeedRun.load(folder) for folder in folders]
+    seeds = [SeedRun.load(folder, evaluation) for folder in folders]
     latencies = {found.setting: found for folder in {path, folders[0]} for found in read_latencies(folder)}
-    return Run(name, path, seeds, latencies)
+    return Run(name, path, seeds, latencies, evaluation)
 
 
-def load_runs(words: Sequence[str | Path]) -> list[Run]:
+def load_runs(words: Sequence[str | Path], evaluation: str = EVALUATION) -> list[Run]:
     """Runs from `PATH` or `NAME=PATH`; without a name the folder's, with as many parents as tell them apart.
+
+    Args:
+        words: Of the command line.
+        evaluation: As in `load_run`.
 
     Raises:
         InputError: A path is no run, a name is given twice, or the runs are of different phases.
@@ -207,7 +233,7 @@ def load_runs(words: Sequence[str | Path]) -> list[Run]:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"two runs are called {name!r}: give each once, or name them as NAME=PATH")
-    runs = [load_run(path, name) for name, (_, path) in zip(names, named, strict=True)]
+    runs = [load_run(path, name, evaluation) for name, (_, path) in zip(names, named, strict=True)]
     phases = {run.name: run.first.phase for run in runs}
     if len(set(phases.values())) > 1:
         raise InputError(f"runs of one phase can be compared, these are of several: {phases}")

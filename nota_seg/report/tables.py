@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import statistics
 from typing import TYPE_CHECKING
 
 from nota_seg.report.compare import difference, number, short_p, spread
+from nota_seg.report.runs import TEST, Run
 
 if TYPE_CHECKING:
     from nota_seg.report.compare import Comparison
@@ -33,7 +35,7 @@ def paper_table(result: Comparison) -> tuple[list[str], list[list[str]]]:
     head += ["boundary IoU"] * any(v is not None for v in borders)
     head += ["difference", "p"] if result.verdicts else []
     seeded = any(found.p_seeds is not None for found in result.verdicts.values())
-    head += ["p (seeds)"] * seeded
+    head += ["p (seeds)"] * seeded + ["test"] * _tested(result)
     rows = []
     for run, encoder, border in zip(result.runs, encoders, borders, strict=True):
         price, found = result.costs[run.name], result.verdict(run)
@@ -42,8 +44,19 @@ def paper_table(result: Comparison) -> tuple[list[str], list[list[str]]]:
         cells += [number(encoder)] * ("top-1" in head) + [spread(run.mean, run.std)]
         cells += [number(border)] * ("boundary IoU" in head)
         cells += [difference(found), short_p(found)] if result.verdicts else []
-        rows.append(cells + [short_p(found, seeds=True)] * seeded)
+        cells += [short_p(found, seeds=True)] * seeded + [_test_cell(run)] * _tested(result)
+        rows.append(cells)
     return head, rows
+
+
+def _tested(result: Comparison) -> bool:
+    """Whether there is a test split beside what is compared."""
+    return result.baseline.evaluation != TEST and any(run.test_scores for run in result.runs)
+
+
+def _test_cell(run: Run) -> str:
+    scores = run.test_scores
+    return spread(statistics.fmean(scores), statistics.stdev(scores) if len(scores) > 1 else None) if scores else "–"
 
 
 def _legend(result: Comparison) -> str:
@@ -62,6 +75,8 @@ def _legend(result: Comparison) -> str:
         )
         if "p (seeds)" in head:
             text += " p (seeds): Welch's test over the seeds."
+    if "test" in head:
+        text += f" Test: {result.score_name} on the split that chose nothing."
     return f"{text} {result.caveat() or ''}".rstrip()
 
 

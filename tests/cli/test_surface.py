@@ -67,7 +67,7 @@ OPTIONS = {
     },
     "compare": {
         "--output-dir", "--size", "--samples", "--seed", "--title", "--data-dir", "--pair", "--pictures", "--limit",
-        "--export-metrics", "--device", "--gpu", "--overwrite",
+        "--export-metrics", "--evaluation", "--device", "--gpu", "--overwrite",
     },
     "ablate": {"--output-dir", "--device", "--gpu", "--resume", "--overwrite"},
     "report": {"--output", "--size", "--overwrite"},

@@ -178,6 +178,27 @@ def test_counts_of_another_evaluation_are_refused(runs: list[Path]) -> None:
         load_runs(runs[:1])
 
 
+def test_a_test_split_is_a_column_and_can_be_compared(runs: list[Path], tmp_path: Path, capsys) -> None:
+    for run, quality in zip(runs[:2], (0.5, 0.4), strict=True):
+        other = make_run(tmp_path / "elsewhere" / run.name, quality, pictures=20)
+        for name in ("eval.json", "eval.npz"):
+            shutil.copyfile(other / name, run / name.replace("eval", "eval-test"))
+    scores = [100 * json.loads((run / "eval-test.json").read_text())["miou"] for run in runs[:2]]
+    result = compare(load_runs(runs), size=(64, 64))
+    head, rows = paper_table(result)
+    assert head[-1] == "test" and [row[-1] for row in rows] == [*(f"{score:.2f}" for score in scores), "–"]
+    assert "chose nothing" in markdown(result)
+    assert next(iter(result.verdicts.values())).pictures == 30  # the column changes no verdict
+
+    words = ["compare", *map(str, runs[:2]), "--size", "64", "--evaluation", "eval-test"]
+    assert main([*words, "--export-metrics", str(tmp_path / "small")]) == 0
+    assert f"{scores[1]:.2f}" in capsys.readouterr().out
+    small = compare(load_runs([tmp_path / "small" / run.name for run in runs[:2]], "eval-test"), size=(64, 64))
+    assert [run.mean for run in small.runs] == pytest.approx(scores) and "test" not in paper_table(small)[0]
+    assert next(iter(small.verdicts.values())).pictures == 20
+    assert main([*words, str(runs[2])]) == 2 and "--split SPLIT --json" in capsys.readouterr().err
+
+
 def test_names(runs: list[Path], tmp_path: Path) -> None:
     copy = tmp_path / "deeper" / "base"
     shutil.copytree(runs[0], copy)
