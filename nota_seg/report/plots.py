@@ -49,7 +49,8 @@ def draw(result: Comparison, folder: Path) -> list[Path]:
             figure, axes = plt.subplots(figsize=size)
             paint(axes)
             for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
-                figure.savefig(folder / (name + suffix), dpi=300, metadata=metadata)
+                # Tight: the layout makes no room for a label that is longer than its axis.
+                figure.savefig(folder / (name + suffix), dpi=300, metadata=metadata, bbox_inches="tight")
                 written.append(folder / (name + suffix))
             plt.close(figure)
 
@@ -121,7 +122,7 @@ def _forest(axes: Any, result: Comparison) -> None:
     axes.axvline(0, color="0.4", linewidth=0.8)
     axes.set_yticks(range(len(runs)), [run.name for run in runs])
     axes.set_ylim(len(runs) - 0.5, -0.5)
-    axes.set_xlabel(f"{result.score_name} against {result.baseline.name}, points (95 % over pictures)")
+    axes.set_xlabel(f"{result.score_name} against {result.baseline.name}, points\n(95 % over pictures)")
 
 
 def _heat(axes: Any, result: Comparison) -> None:
