@@ -39,12 +39,13 @@ from util.errors import InputError, did_you_mean
 from util.files import sweep_partial, write_json, write_text
 
 STATE = "ablate.json"
-# What ablate itself says to the verbs; `test` is another `eval`.
+# Sections that are run by the verb `eval`, and the name of what each leaves in a run's folder.
+EVALUATIONS = {"eval": EVALUATION, "test": TEST}
+# What ablate itself says to the verbs.
 OURS = {
     "pretrain": {"output_dir", "model", "seeds", "resume", "overwrite", "device", "gpu"},
     "finetune": {"data_dir", "save_path", "output_dir", "model", "seeds", "resume", "overwrite", "device", "gpu"},
     "eval": {"data_dir", "pretrain", "json", "device", "gpu"},
-    "test": {"data_dir", "pretrain", "json", "device", "gpu"},
     "flops": {"model", "pretrain", "json", "num_classes", "set"},
     "latency": {"model", "pretrain", "json", "device", "gpu"},
 }
@@ -87,8 +88,6 @@ class AblateSpec(Section):
             raise ValueError("test: give split, the name of the split that is held back")
         if self.pretrain_seeds and self.seeds is None:
             raise ValueError("pretrain_seeds: give seeds, how many")
-        if self.pretrain_seeds and "seed" in (self.pretrain or {}):
-            raise ValueError("pretrain_seeds: pre-training takes the seeds of the fine-tuning, leave pretrain.seed out")
         return self
 
 
@@ -168,6 +167,14 @@ def variants_of(spec: AblateSpec) -> list[Variant]:
     for one in found:
         if one.pretrain is not None and "data_path" not in one.pretrain:
             raise InputError("pretrain: give data_path, the folder of Tiny-ImageNet")
+        if (
+            spec.pretrain_seeds
+            and one.pretrain
+            and {"seed", "train.seed"} & {*one.pretrain, *one.pretrain.get("set", {})}
+        ):
+            raise InputError(
+                "pretrain_seeds: pre-training takes the fine-tuning's seeds, leave the seed out of pretrain"
+            )
         sets = [f"{k}={json.dumps(v)}" for k, v in {**one.finetune.get("set", {}), **one.sets}.items()]
         try:
             net = build(FinetuneConfig, options={"model.name": one.model}, sets=sets).model
@@ -213,26 +220,26 @@ def set_words(sets: Mapping[str, Any]) -> list[str]:
 
 def check_options(spec: AblateSpec, known: Mapping[str, Collection[str]]) -> None:
     """Refuse options that a verb does not have, before any work; `known` is of the command line, by verb."""
-    for verb in OURS:
-        own = [(f"{name}: ", getattr(v, verb, None) or {}) for name, v in spec.variants.items()]
-        for where, given in [("", getattr(spec, verb)), *own]:
+    for section in (*OURS, *(EVALUATIONS.keys() - OURS)):
+        verb = "eval" if section in EVALUATIONS else section
+        own = [(f"{name}: ", getattr(v, section, None) or {}) for name, v in spec.variants.items()]
+        for where, given in [("", getattr(spec, section)), *own]:
             if given is None or (where and not given):
                 continue
-            called = "eval" if verb == "test" else verb
-            if called not in known:
-                raise InputError(f"{where}this nota-seg has no verb {verb!r}: leave the section {verb!r} out")
-            names = {name.removeprefix("--").replace("-", "_") for name in known[called]} - OURS[verb]
+            if verb not in known:
+                raise InputError(f"{where}this nota-seg has no verb {verb!r}: leave the section {section!r} out")
+            names = {name.removeprefix("--").replace("-", "_") for name in known[verb]} - OURS[verb]
             for key in given:
                 if key.replace("-", "_") not in names:
-                    raise InputError(f"{where}{verb}: no option {key!r} here: {did_you_mean(key, sorted(names))}")
+                    raise InputError(f"{where}{section}: no option {key!r} here: {did_you_mean(key, sorted(names))}")
             if not isinstance(given.get("set", {}), dict):
-                raise InputError(f"{where}{verb}: `set` is a mapping of configuration keys to values")
+                raise InputError(f"{where}{section}: `set` is a mapping of configuration keys to values")
 
 
 def check_data(spec: AblateSpec) -> None:
     """Refuse data that are not there, or lack the split of an evaluation: it would be noticed after hours."""
     splits = open_source(spec.data_dir, spec.finetune.get("set", {}).get("data.layout")).splits
-    for section in ("eval", "test"):
+    for section in EVALUATIONS:
         split = (getattr(spec, section) or {}).get("split", "val")
         if split not in splits:
             raise InputError(f"{section}: {spec.data_dir} has no split {split!r}: {did_you_mean(split, splits)}")
@@ -361,8 +368,8 @@ class Ablation:
         words = ["finetune", "--data-dir", spec.data_dir, "--save-path", str(folder), "--model", variant.model]
         words += [*weights, *option_words(variant.finetune), *variant.words(), *seeds]
         stages["finetune"] = (words, folder)
-        for name, options, file in (("eval", spec.eval, EVALUATION), ("test", spec.test, TEST)):
-            if options is not None:
+        for name, file in EVALUATIONS.items():
+            if (options := getattr(spec, name)) is not None:
                 words = ["eval", "--data-dir", spec.data_dir, "--pretrain", str(first), *option_words(options)]
                 stages[name] = ([*words, "--json", str(first / f"{file}.json")], first / f"{file}.json")
         words = ["flops", "--pretrain", str(first), *option_words(spec.flops), "--json"]
@@ -391,7 +398,7 @@ class Ablation:
                         entry["stages"][name] = {"words": words, "seconds": round(time.monotonic() - started, 1)}
                 elif name == "finetune":
                     self._train(variant, words, target, device)
-                elif name in ("eval", "test"):
+                elif name in EVALUATIONS:
                     for one in self._seed_folders(target.parent):
                         swap = {str(target.parent): str(one), str(target): str(one / target.name)}
                         self._call(variant, [swap.get(w, w) for w in words], device)

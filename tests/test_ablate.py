@@ -87,7 +87,13 @@ def test_options_become_words() -> None:
         (dict(ladder=["lsra"], test={"workers": 0}), "test: give split"),
         (dict(ladder=["lsra"], test={"split": "test", "worker": 0}), "test: no option 'worker'.*did you mean"),
         (dict(ladder=["lsra"], pretrain={"data_path": "x"}, pretrain_seeds=True), "give seeds"),
-        (dict(ladder=["lsra"], pretrain={"data_path": "x", "seed": 1}, seeds=2, pretrain_seeds=True), "leave pretrain"),
+        (dict(ladder=["lsra"], pretrain={"data_path": "x", "seed": 1}, seeds=2, pretrain_seeds=True), "leave the seed"),
+        (
+            dict(
+                variants={"a": {"pretrain": {"data_path": "x", "set": {"train.seed": 1}}}}, seeds=2, pretrain_seeds=True
+            ),
+            "leave the seed",
+        ),
     ],
 )
 def test_mistakes_cost_nothing(

@@ -98,13 +98,13 @@ def finetune(
             print_json(result)
         return
 
-    def of_seed(seed: int) -> dict[str, Any]:
-        if encoders and seed not in encoders:
+    def own_encoder(seed: int) -> dict[str, Any]:
+        if seed not in encoders:
             raise InputError(f"--pretrain {pretrain} has no seed {seed}: it has {', '.join(map(str, encoders))}")
-        return {"pretrain": encoders.get(seed, weights)}
+        return {"pretrain": encoders[seed]}
 
     train(
         FinetuneConfig, run, ("save_path", save_path), options,
         sets=set_, file=config, cpu=cpu, resume=resume, overwrite=overwrite,
-        seeds=seeds, of_seed=of_seed,
+        seeds=seeds, of_seed=own_encoder if encoders else None,
     )  # fmt: skip
