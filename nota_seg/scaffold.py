@@ -69,9 +69,9 @@ class {title}(nn.Module):
 '''
 SKIP = '''from collections.abc import Callable
 
-from timm.layers import DropPath
 from torch import Tensor, nn
 
+from nota_seg.models.common import DropPath
 from nota_seg.models.registry import SKIPS
 
 

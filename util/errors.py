@@ -10,7 +10,8 @@ class InputError(ValueError):
     """A mistake of the caller: the message is one line that names the culprit and the fix; the CLI exits with 2."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        # A loader's worker hands its error on as the text of a traceback; what was said is behind the last name.
+        super().__init__(" ".join(message.rpartition("InputError: ")[2].split()))
 
 
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 3) -> str:

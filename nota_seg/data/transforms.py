@@ -22,12 +22,11 @@ import numpy as np
 from nota_seg.data.paste import IN_BATCH, PASTES, ObjectBank, build_paste, check_arguments
 from nota_seg.data.sources.base import IGNORE
 from util.errors import InputError, did_you_mean
+from util.memory import keep_freed_memory
 
 # Loader workers are the parallelism; OpenCV's own threads in each of them would only compete.
 cv2.setNumThreads(0)
-# The C library of Linux keeps as much freed memory as twice the largest block that was ever freed, and gives back the
-# rest: fresh pages then cost as much as the augmentation itself. This block, never touched, raises the limit.
-np.empty(31 << 20, dtype=np.uint8)
+keep_freed_memory()
 
 _SHARE_GRID = 128  # class shares are measured on about this many rows and columns
 

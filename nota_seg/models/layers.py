@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from util.memory import keep_freed_memory
+
+keep_freed_memory()
 try:
     _pointwise = torch.ops.mkldnn._linear_pointwise  # what torch's own compiler emits for a linear layer
 except (AttributeError, RuntimeError):  # a torch built without oneDNN

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from nota_seg.models.configuration import NotaSegConfig
 from util.errors import InputError
 
 LAYOUT = "a model folder holds config.json and model.safetensors; a run folder holds such folders as best/ and last/"
@@ -63,9 +64,6 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn
     Raises:
         InputError: No such folder, no segmentation model, or weights that do not fit its configuration exactly.
     """
-    # Our models are among the Auto classes' since `import nota_seg`, which importing this module has done.
-    from transformers import AutoConfig, AutoModelForSemanticSegmentation
-
     folder = model_folder(path)
     theirs = _of_smp(folder)
     if theirs is not None:
@@ -74,8 +72,9 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn
         net = load_saved(folder, theirs).to(device).eval()
         return net, [f"class {i}" for i in range(net.config.num_labels)]  # it saves no names
     with quiet():
+        config_class, model_class = _classes(folder)
         try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            config = config_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"cannot read {folder / 'config.json'}: {error}") from error
         architectures: list[str] = list(getattr(config, "architectures", None) or [])
@@ -87,7 +86,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn
         if architectures and not any("Segmentation" in a for a in architectures):
             raise InputError(f"{folder} is no segmentation model but {architectures[0]}: `nota-seg finetune` makes one")
         try:
-            model, report = AutoModelForSemanticSegmentation.from_pretrained(
+            model, report = model_class.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -98,13 +97,33 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn
     return model, [names.get(i, f"class {i}") for i in range(config.num_labels)]
 
 
-def _of_smp(folder: Path) -> dict[str, Any] | None:
-    """The settings of a model that segmentation-models-pytorch saved itself; None for all others."""
+def _classes(folder: Path) -> tuple[Any, Any]:
+    """What reads the configuration and the weights: our own class, or else one of transformers' Auto classes.
+
+    The Auto classes know ours too, since `import nota_seg`, but bring a second of libraries along that generate text.
+    """
+    if _settings(folder).get("model_type") == NotaSegConfig.model_type:
+        from nota_seg.models.modeling import NotaSegForSemanticSegmentation
+
+        return NotaSegConfig, NotaSegForSemanticSegmentation
+    from transformers import AutoConfig, AutoModelForSemanticSegmentation
+
+    return AutoConfig, AutoModelForSemanticSegmentation
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What config.json holds; nothing where it cannot be read, of which transformers says what is wrong with it."""
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None  # transformers says what is wrong with it
-    return settings if isinstance(settings, dict) and {"_model_class", "encoder_name"} <= settings.keys() else None
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _of_smp(folder: Path) -> dict[str, Any] | None:
+    """The settings of a model that segmentation-models-pytorch saved itself; None for all others."""
+    settings = _settings(folder)
+    return settings if {"_model_class", "encoder_name"} <= settings.keys() else None
 
 
 def _check(report: dict[str, Any], folder: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from timm.layers import DropPath, make_divisible
 from torch import Tensor, nn
 
+from nota_seg.models.common import DropPath, make_divisible
 from nota_seg.models.layers import Pointwise
 from nota_seg.models.registry import BLOCKS
 from nota_seg.models.stems.next import PatchEmbedding

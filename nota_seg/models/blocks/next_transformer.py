@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, make_divisible
 from torch import Tensor, nn
 
 from nota_seg.models.blocks.next_convolution import ConvMLP, MultiHeadConvolutionalAttention
+from nota_seg.models.common import DropPath, make_divisible
 from nota_seg.models.layers import Linear
 from nota_seg.models.registry import BLOCKS
 from nota_seg.models.stems.next import PatchEmbedding

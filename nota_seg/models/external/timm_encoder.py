@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -130,7 +129,7 @@ def _create(encoder: str, options: dict[str, Any], **more: Any) -> Any:
     """A timm encoder, or an error that says what timm does not like."""
     given = {"pretrained": False, **more}
     try:
-        return timm.create_model(encoder, features_only=True, **given, **options)
+        return timm_names.library().create_model(encoder, features_only=True, **given, **options)
     except (TypeError, ValueError, KeyError, AssertionError, AttributeError, RuntimeError, NotImplementedError) as e:
         if given["pretrained"]:
             raise

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
-import timm
 import torch
 
 from util.errors import InputError, did_you_mean
 
 
+def library() -> ModuleType:
+    """timm, imported with the first of its models: it takes a second, which no other model should cost."""
+    import timm
+
+    return timm
+
+
 @lru_cache(maxsize=1)
 def names() -> tuple[str, ...]:
     """All models."""
-    return tuple(timm.list_models())
+    return tuple(library().list_models())
 
 
 def check(name: str) -> None:
@@ -23,20 +30,20 @@ def check(name: str) -> None:
     base, _, tag = name.partition(".")
     if base not in names():
         raise InputError(f"unknown timm model {base!r}: {did_you_mean(base, names())}")
-    tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{base}.*")]
+    tags = [n.partition(".")[2] for n in library().list_pretrained(f"{base}.*")]
     if tag and tag not in tags:
         raise InputError(f"timm's {base} has no weights {tag!r}: {did_you_mean(tag, tags)}")
 
 
 def statistics(name: str) -> dict[str, Any]:
     """Mean and standard deviation that the published weights were trained with."""
-    published = timm.get_pretrained_cfg(name)
+    published = library().get_pretrained_cfg(name)
     return {} if published is None else {"image_mean": list(published.mean), "image_std": list(published.std)}
 
 
 def fixed_size(name: str) -> bool:
     """Whether the model takes pictures of one size unless told otherwise."""
-    published = timm.get_pretrained_cfg(name)
+    published = library().get_pretrained_cfg(name)
     return published is not None and bool(published.fixed_input_size)
 
 
@@ -48,7 +55,7 @@ def _size_options(name: str) -> tuple[tuple[str, Any], ...]:
     for options in choices:
         try:
             with torch.device("meta"):
-                timm.create_model(name, pretrained=False, **options)
+                library().create_model(name, pretrained=False, **options)
         except TypeError:
             continue
         return tuple(options.items())
@@ -67,4 +74,4 @@ def only_size(name: str, options: Mapping[str, Any]) -> tuple[int, int] | None:
     if "img_size" in options:
         side = options["img_size"]
         return (side, side) if isinstance(side, int) else (side[0], side[1])
-    return tuple(timm.get_pretrained_cfg(name).input_size[1:])
+    return tuple(library().get_pretrained_cfg(name).input_size[1:])

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
+from nota_seg.models.common import DropPath, LayerScale
 from nota_seg.models.norms import build_norm
 from nota_seg.models.registry import SKIPS
 
@@ -29,7 +29,7 @@ class LayerScaleSkip(nn.Module):
     def __init__(self, dim: int, drop_path: float, eps: float, init: float = 1e-2, norm: str = "layer") -> None:
         super().__init__()
         self.norm = build_norm("skip 'lscale'", norm, dim, eps)
-        self.scale = LayerScale(dim, init_values=init)
+        self.scale = LayerScale(dim, init)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x_BHWC: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from timm.layers import DropPath
 from torch import Tensor, nn
 
+from nota_seg.models.common import DropPath
 from nota_seg.models.registry import SKIPS
 
 
