@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+import nota_seg
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(f for package in ("nota_seg", "imagenet_pretrain", "util") for f in (ROOT / package).rglob("*.py"))
@@ -94,3 +98,16 @@ def test_nothing_runs_its_input(pattern: str) -> None:
             assert not ast.unparse(call).startswith(pattern), f"{file}:{call.lineno}"
             if ast.unparse(call.func) == "torch.load":
                 assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords), file
+
+
+def test_loading_a_model_brings_no_library_that_it_does_not_use(tmp_path: Path) -> None:
+    """They would double the start of every command that runs a model."""
+    nota_seg.create_model("segformer-b0", depths=[1, 1, 1, 1], num_labels=3).save_pretrained(tmp_path)
+    code = f"""
+import sys
+from nota_seg.models.loading import load_model
+load_model({str(tmp_path)!r})
+print(*(name for name in ("timm", "sklearn", "pandas", "albumentations", "datasets") if name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -26,3 +26,11 @@ def test_equals_upsampling_and_argmax(shape: tuple[int, ...], size: tuple[int, i
     chosen = full.gather(1, labels[:, None])[:, 0]
     torch.testing.assert_close(chosen, full.amax(dim=1), atol=1e-5, rtol=0)
     assert (labels == full.argmax(dim=1)).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("classes", [3, 100])  # one of either way to compare
+def test_of_equals_the_first_wins(classes: int) -> None:
+    logits = torch.zeros(1, classes, 4, 4)
+    logits[0, [1, 2], :2] = 1.0
+    labels = labels_from_logits(logits, (4, 4))
+    assert (labels[0, :2] == 1).all() and (labels[0, 2:] == 0).all()

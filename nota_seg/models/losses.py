@@ -6,7 +6,7 @@ the CPU they are made tile by tile, and with them at once the gradient, so that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 from typing import Any
 
 import torch
@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nota_seg.models.resize import tiles
-from nota_seg.models.threads import spread
 
-TILE = (32, 32)  # positions; with 150 classes 0.6 MB, which the second cache level holds
+TILE = (32, 64)  # positions; with 150 classes 1.2 MB
 
 
 def upsampled_cross_entropy(
@@ -63,25 +62,21 @@ class _SummedCrossEntropy(torch.autograd.Function):
         grad_BhwK = torch.zeros_like(logits_BhwK) if ctx.needs_input_grad[0] else None
         K = logits_BhwK.shape[3]
 
-        def work(pictures: Sequence[int]) -> Tensor:
-            total = logits.new_zeros((), dtype=torch.float64)
-            for b in pictures:
-                for tile in tiles(logits_BhwK.shape[1:3], labels_BHW.shape[1:], TILE, logits.dtype):
-                    label = labels_BHW[b][tile.target].reshape(-1, 1)
-                    weight = weights_BHW[b][tile.target].reshape(-1, 1)
-                    z_RQK = tile.take(logits_BhwK[b])
-                    z = z_RQK.view(-1, K)
-                    z -= z.amax(dim=1, keepdim=True)
-                    chosen = z.gather(1, label)
-                    sums = z.exp_().sum(dim=1, keepdim=True)
-                    total += (weight * (sums.log() - chosen)).sum(dtype=torch.float64)
-                    if grad_BhwK is not None:  # softmax - one-hot, weighted
-                        z *= weight / sums
-                        z.scatter_add_(1, label, -weight)
-                        tile.put_back(z_RQK, grad_BhwK[b])
-            return total
-
-        total = torch.stack(spread(work, range(len(logits_BhwK)))).sum()
+        total = logits.new_zeros((), dtype=torch.float64)
+        grid = list(tiles(logits_BhwK.shape[1:3], labels_BHW.shape[1:], TILE, logits.dtype))
+        for b, tile in itertools.product(range(len(logits_BhwK)), grid):
+            label = labels_BHW[b][tile.target].reshape(-1, 1)
+            weight = weights_BHW[b][tile.target].reshape(-1, 1)
+            z_RQK = tile.take(logits_BhwK[b])
+            z = z_RQK.view(-1, K)
+            z -= z.amax(dim=1, keepdim=True)
+            chosen = z.gather(1, label)
+            sums = z.exp_().sum(dim=1, keepdim=True)
+            total += (weight * (sums.log() - chosen)).sum(dtype=torch.float64)
+            if grad_BhwK is not None:  # softmax - one-hot, weighted
+                z *= weight / sums
+                z.scatter_add_(1, label, -weight)
+                tile.put_back(z_RQK, grad_BhwK[b])
         if grad_BhwK is not None:
             ctx.save_for_backward(grad_BhwK)
         return total.to(logits.dtype)

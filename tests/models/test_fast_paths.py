@@ -19,7 +19,6 @@ from nota_seg.models.feedforwards import dest, mix, mscan, pvt, rows
 from nota_seg.models.layers import Linear, Pointwise, linear
 from nota_seg.models.losses import upsampled_cross_entropy
 from nota_seg.models.resize import tiles
-from nota_seg.models.threads import spread
 from util.errors import InputError
 
 DOUBLE = torch.float64
@@ -240,17 +239,6 @@ def test_pieces_side_by_side(torch_threads: None) -> None:
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert (a - b).abs().max() <= 1e-5 * max(scale, float(a.abs().max()))
-
-
-@pytest.mark.parametrize("threads", [1, 2, 4])
-@pytest.mark.parametrize("pieces", [0, 1, 3, 9])
-def test_spread_keeps_the_order(threads: int, pieces: int, torch_threads: None) -> None:
-    torch.set_num_threads(threads)
-    parts = spread(lambda some: (list(some), torch.is_grad_enabled()), list(range(pieces)))
-    assert [i for part, _ in parts for i in part] == list(range(pieces))
-    assert not any(grad for _, grad in parts)
-    with pytest.raises(ZeroDivisionError):
-        spread(lambda some: 1 // 0, list(range(pieces)))
 
 
 def test_a_layer_put_in_or_hooked_is_used() -> None:

@@ -7,7 +7,7 @@ again rather than kept: that is cheaper than the memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from nota_seg.models.layers import product
 from nota_seg.models.resize import Tile, tiles
-from nota_seg.models.threads import spread
 
-TILE = (8, 32)  # positions; with 768 channels 0.8 MB
+TILE = (32, 32)  # positions; with 256 channels 1 MB
 
 
 class Norm(NamedTuple):
@@ -86,14 +85,9 @@ class _Sums:
         # A map of the size itself has tiles too: they say where each of them lies.
         grids = [tiles(s, size, TILE, first.dtype) for s in (size, *(x.shape[1:3] for x in others))]
         self.tiles = [(own.target, tuple(rest)) for own, *rest in zip(*grids, strict=True)]
-        self.pictures = range(len(first))
 
     def __iter__(self) -> Iterator[Piece]:
-        return self.of(self.pictures)
-
-    def of(self, pictures: Sequence[int]) -> Iterator[Piece]:
-        """Their tiles. Gradients of neighbouring tiles overlap, those of different pictures do not."""
-        return ((b, where, parts) for b in pictures for where, parts in self.tiles)
+        return ((b, where, parts) for b in range(len(self.first)) for where, parts in self.tiles)
 
     def input(self, b: int, where: tuple[slice, slice]) -> Tensor:
         """(T, C) of the finest map."""
@@ -122,16 +116,12 @@ class _Head(torch.autograd.Function):
         logits = first.new_empty(*first.shape[:3], class_weight.shape[0])
         scale = norm.rstd * norm_weight
         shift = norm_bias - mean * scale
-
-        def work(pieces: Sequence[Piece]) -> None:
-            for b, where, parts in pieces:
-                x = sums.make(b, where, parts).mul_(scale).add_(shift).relu_()
-                if mask is not None:
-                    x.mul_(mask[b])
-                tile = logits[b][where]
-                tile.copy_(product(x, class_weight, class_bias).view_as(tile))
-
-        spread(work, list(sums))
+        for b, where, parts in sums:
+            x = sums.make(b, where, parts).mul_(scale).add_(shift).relu_()
+            if mask is not None:
+                x.mul_(mask[b])
+            tile = logits[b][where]
+            tile.copy_(product(x, class_weight, class_bias).view_as(tile))
         ctx.save_for_backward(first, weight, bias, class_weight, mask, *norm, *others)
         ctx.mark_non_differentiable(mean, var)
         return logits, mean, var
@@ -153,68 +143,49 @@ class _Head(torch.autograd.Function):
                 back.mul_(mask[b])
             return x, out, torch.ops.aten.threshold_backward(back, out, 0)
 
-        def behind(pictures: Sequence[int]) -> list[Tensor]:
-            """Gradients of the classifier's weight and the norm's weight and bias."""
-            own = [torch.zeros_like(p) for p in (class_weight, norm.weight, norm.bias)]
-            for b, where, parts in sums.of(pictures):
-                x, out, back = hidden(b, where, parts)
-                if mask is not None:
-                    out.mul_(mask[b])
-                own[0] += product(grad[b][where].flatten(0, 1).t(), out.t())
-                own[2] += back.sum(0)
-                own[1] += back.mul_(x).sum(0)
-            return own
-
-        grad_class_weight, grad_norm_weight, grad_norm_bias = _add(spread(behind, sums.pictures))
+        grad_class_weight, grad_norm_weight, grad_norm_bias = map(
+            torch.zeros_like, (class_weight, norm.weight, norm.bias)
+        )
+        for b, where, parts in sums:
+            x, out, back = hidden(b, where, parts)
+            if mask is not None:
+                out.mul_(mask[b])
+            grad_class_weight += product(grad[b][where].flatten(0, 1).t(), out.t())
+            grad_norm_bias += back.sum(0)
+            grad_norm_weight += back.mul_(x).sum(0)
         # Through the batch statistics: subtract the mean gradient, and what lies along the normalised input.
         mean_back, mean_along = grad_norm_bias / count, grad_norm_weight / count
         scale = norm.weight * norm.rstd
         grad_first = torch.empty_like(first)
         grad_others = [torch.zeros_like(other) for other in others]
 
-        def before(pictures: Sequence[int]) -> list[Tensor]:
-            """Gradients of the projection's weight and bias; those of the maps are written to their places."""
-            own = [torch.zeros_like(weight), torch.zeros_like(bias)]
-            for b, where, parts in sums.of(pictures):
-                x, _out, back = hidden(b, where, parts)
-                if ctx.batch_statistics:
-                    back.sub_(mean_back).sub_(x.mul_(mean_along))
-                back.mul_(scale)
-                own[0] += product(sums.input(b, where).t(), back.t()).t()
-                own[1] += back.sum(0)
-                tile = grad_first[b][where]
-                tile.copy_(product(back, weight.t()).view_as(tile))
-                back = back.view(*tile.shape[:2], -1)
-                for part, grad_other in zip(parts, grad_others, strict=True):
-                    part.put_back(back, grad_other[b])
-            return own
-
-        grad_weight, grad_bias = _add(spread(before, sums.pictures))
+        grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        for b, where, parts in sums:
+            x, _out, back = hidden(b, where, parts)
+            if ctx.batch_statistics:
+                back.sub_(mean_back).sub_(x.mul_(mean_along))
+            back.mul_(scale)
+            grad_weight += product(sums.input(b, where).t(), back.t()).t()
+            grad_bias += back.sum(0)
+            tile = grad_first[b][where]
+            tile.copy_(product(back, weight.t()).view_as(tile))
+            back = back.view(*tile.shape[:2], -1)
+            for part, grad_other in zip(parts, grad_others, strict=True):
+                part.put_back(back, grad_other[b])
         return (
             grad_first, grad_weight, grad_bias, grad_norm_weight, grad_norm_bias,
             grad_class_weight, grad.sum((0, 1, 2)), None, None, None, None, *grad_others,
         )  # fmt: skip
 
 
-def _add(parts: list[list[Tensor]]) -> list[Tensor]:
-    return [torch.stack(tensors).sum(0) for tensors in zip(*parts, strict=True)]
-
-
 def _statistics(sums: _Sums) -> tuple[Tensor, Tensor]:
     """Mean and (biased) variance over all positions, joined tile by tile so that no large squares cancel."""
-
-    def work(pieces: Sequence[Piece]) -> _Moments:
-        joined = _Moments(0, torch.zeros_like(sums.bias), torch.zeros_like(sums.bias))
-        for b, where, parts in pieces:
-            x = sums.make(b, where, parts)
-            own = x.mean(0)
-            joined = joined.join(_Moments(len(x), own, x.sub_(own).square_().sum(0)))
-        return joined
-
-    first, *rest = spread(work, list(sums))
-    for other in rest:
-        first = first.join(other)
-    return first.mean, first.squares / first.n
+    joined = _Moments(0, torch.zeros_like(sums.bias), torch.zeros_like(sums.bias))
+    for b, where, parts in sums:
+        x = sums.make(b, where, parts)
+        own = x.mean(0)
+        joined = joined.join(_Moments(len(x), own, x.sub_(own).square_().sum(0)))
+    return joined.mean, joined.squares / joined.n
 
 
 class _Moments(NamedTuple):

@@ -7,7 +7,6 @@ gradient, not kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nota_seg.models.layers import product
-from nota_seg.models.threads import spread
 
-PIECE = 1 << 19  # hidden values at a time: 2 MB
+PIECE = 1 << 20  # hidden values at a time: 4 MB
 
 
 class Weights(NamedTuple):
@@ -58,17 +56,14 @@ def evaluate_by_rows(x: Tensor, weights: Weights, *, relu_first: bool, relu_last
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     rows = max(1, PIECE // (W * len(w1)))
 
-    def work(pieces: Sequence[tuple[slice, int]]) -> None:
-        for some, start in pieces:
-            stop = min(start + rows, H)
-            above = min(start, 1)
-            hidden = product(x[some, start - above : stop + 1], w1, b1)
-            if relu_first:
-                hidden = hidden.relu_()
-            hidden = _convolve(hidden, wd, bd)[:, above : above + stop - start]
-            out[some, start:stop] = product(hidden.relu_() if relu_last else F.gelu(hidden), w2, b2)
-
-    spread(work, [(some, start) for some in _pictures(x, len(w1)) for start in range(0, H, rows)])
+    for some, start in ((some, start) for some in _pictures(x, len(w1)) for start in range(0, H, rows)):
+        stop = min(start + rows, H)
+        above = min(start, 1)
+        hidden = product(x[some, start - above : stop + 1], w1, b1)
+        if relu_first:
+            hidden = hidden.relu_()
+        hidden = _convolve(hidden, wd, bd)[:, above : above + stop - start]
+        out[some, start:stop] = product(hidden.relu_() if relu_last else F.gelu(hidden), w2, b2)
     return out
 
 
@@ -97,30 +92,26 @@ class _ByRows(torch.autograd.Function):
         x, w1, b1, wd, bd, w2 = ctx.saved_tensors
         grads_x = torch.empty_like(x)
 
-        def work(pictures: Sequence[slice]) -> list[Tensor]:
-            sums = [torch.zeros_like(p) for p in (w1, b1, wd, bd, w2)]
-            for some in pictures:
-                before = product(x[some], w1, b1)
-                if ctx.relu_first:
-                    before = before.relu_()
-                after = _convolve(before, wd, bd)
-                rows = grad[some].flatten(0, 2)
-                sums[4] += product(rows.t(), F.gelu(after).flatten(0, 2).t())
-                back = torch.ops.aten.gelu_backward(product(rows, w2.t()).view_as(after), after)
-                back, grad_wd, grad_bd = torch.ops.aten.convolution_backward(
-                    back.permute(0, 3, 1, 2), before.permute(0, 3, 1, 2), wd, [len(wd)], [1, 1], [1, 1],
-                    [1, 1], False, [0, 0], len(wd), [True, True, True],
-                )  # fmt: skip
-                back = back.permute(0, 2, 3, 1)
-                if ctx.relu_first:
-                    back = torch.ops.aten.threshold_backward(back, before, 0)
-                rows = back.reshape(-1, len(w1))
-                sums[0] += product(x[some].flatten(0, 2).t(), rows.t()).t()
-                sums[1] += rows.sum(0)
-                sums[2] += grad_wd
-                sums[3] += grad_bd
-                grads_x[some] = product(rows, w1.t()).view_as(x[some])
-            return sums
-
-        sums = [sum(parts) for parts in zip(*spread(work, _pictures(x, len(w1))), strict=True)]
+        sums = [torch.zeros_like(p) for p in (w1, b1, wd, bd, w2)]
+        for some in _pictures(x, len(w1)):
+            before = product(x[some], w1, b1)
+            if ctx.relu_first:
+                before = before.relu_()
+            after = _convolve(before, wd, bd)
+            rows = grad[some].flatten(0, 2)
+            sums[4] += product(rows.t(), F.gelu(after).flatten(0, 2).t())
+            back = torch.ops.aten.gelu_backward(product(rows, w2.t()).view_as(after), after)
+            back, grad_wd, grad_bd = torch.ops.aten.convolution_backward(
+                back.permute(0, 3, 1, 2), before.permute(0, 3, 1, 2), wd, [len(wd)], [1, 1], [1, 1],
+                [1, 1], False, [0, 0], len(wd), [True, True, True],
+            )  # fmt: skip
+            back = back.permute(0, 2, 3, 1)
+            if ctx.relu_first:
+                back = torch.ops.aten.threshold_backward(back, before, 0)
+            rows = back.reshape(-1, len(w1))
+            sums[0] += product(x[some].flatten(0, 2).t(), rows.t()).t()
+            sums[1] += rows.sum(0)
+            sums[2] += grad_wd
+            sums[3] += grad_bd
+            grads_x[some] = product(rows, w1.t()).view_as(x[some])
         return grads_x, None, *sums, grad.sum((0, 1, 2))
