@@ -63,7 +63,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         K = logits_BhwK.shape[3]
 
         total = logits.new_zeros((), dtype=torch.float64)
-        grid = list(tiles(logits_BhwK.shape[1:3], labels_BHW.shape[1:], TILE, logits.dtype))
+        grid = tiles([logits_BhwK.shape[1:3]], labels_BHW.shape[1:], TILE, logits.dtype)
         for b, tile in itertools.product(range(len(logits_BhwK)), grid):
             label = labels_BHW[b][tile.target].reshape(-1, 1)
             weight = weights_BHW[b][tile.target].reshape(-1, 1)

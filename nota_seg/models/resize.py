@@ -2,19 +2,24 @@
 
 A full-size map of all classes or of all decoder channels is the largest tensor of a segmentation model, and most of
 its cost is memory. A tile is made in the cache, used and forgotten. Resizing is linear in either direction, so that a
-tile is two products of small matrices: (rows, source rows) and (columns, source columns).
+tile is two products of small matrices: (rows, source rows) and (columns, source columns). Where several maps are
+resized to one size and added up, the second product sums them too.
 
 Shapes: h w of the source, H W of the result, r c of the part of the source that a tile of R x Q positions needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from nota_seg.models.layers import product
+
+Rows = tuple[slice, ...]
 
 
 def taps(
@@ -52,46 +57,55 @@ def _strips(size: int, target: int, step: int, dtype: torch.dtype) -> tuple[_Str
     return tuple(strips)
 
 
+@lru_cache(maxsize=64)
+def _rows(sizes: tuple[int, ...], target: int, step: int, dtype: torch.dtype) -> tuple[tuple[slice, Rows, Tensor], ...]:
+    """Along the first axis, of several maps at once: target, sources, and the matrices of all side by side."""
+    strips = zip(*(_strips(size, target, step, dtype) for size in sizes), strict=True)
+    with torch.inference_mode(False):
+        return tuple(
+            (parts[0].target, tuple(p.source for p in parts), torch.cat([p.matrix for p in parts], dim=1))
+            for parts in strips
+        )
+
+
 @dataclass(frozen=True)
 class Tile:
-    """One tile of a resized (H, W, C) map."""
+    """One tile of the sum of resized (h, w, C) maps, one map or more."""
 
-    vertical: _Strip
-    horizontal: _Strip
+    target: tuple[slice, slice]  # where it lies in the result
+    rows: Rows  # of each map that it needs
+    vertical: Tensor  # (R, all of these rows)
+    horizontal: tuple[_Strip, ...]
 
-    @property
-    def target(self) -> tuple[slice, slice]:
-        """Where it lies in the result."""
-        return self.vertical.target, self.horizontal.target
+    def take(self, *maps_hwC: Tensor) -> Tensor:
+        """The tile (R, Q, C) of the maps, resized and summed."""
+        parts = zip(self.rows, self.horizontal, maps_hwC, strict=True)
+        narrow_rQC = [torch.matmul(strip.matrix, x[rows, strip.source]) for rows, strip, x in parts]
+        joined_rQC = narrow_rQC[0] if len(narrow_rQC) == 1 else torch.cat(narrow_rQC)
+        return product(self.vertical, joined_rQC.flatten(1).t()).view(-1, *joined_rQC.shape[1:])
 
-    def take(self, x_hwC: Tensor) -> Tensor:
-        """The tile (R, Q, C) of the resized `x_hwC`."""
-        narrow_rQC = torch.matmul(self.horizontal.matrix, x_hwC[self.vertical.source, self.horizontal.source])
-        return torch.mm(self.vertical.matrix, narrow_rQC.flatten(1)).view(-1, *narrow_rQC.shape[1:])
-
-    def add_to(self, tile_RQC: Tensor, x_hwC: Tensor) -> None:
-        """Add the same tile of the resized `x_hwC` to a contiguous tensor in place."""
-        narrow_rQC = torch.matmul(self.horizontal.matrix, x_hwC[self.vertical.source, self.horizontal.source])
-        tile_RQC.view(len(tile_RQC), -1).addmm_(self.vertical.matrix, narrow_rQC.flatten(1))
-
-    def put_back(self, grad_RQC: Tensor, grad_hwC: Tensor) -> None:
-        """The transpose of `take`: add the tile's gradient to that of the source in place."""
-        narrow_rQC = torch.mm(self.vertical.matrix.t(), grad_RQC.flatten(1)).view(-1, *grad_RQC.shape[1:])
-        grad_hwC[self.vertical.source, self.horizontal.source] += torch.matmul(self.horizontal.matrix.t(), narrow_rQC)
+    def put_back(self, grad_RQC: Tensor, *grads_hwC: Tensor) -> None:
+        """The transpose of `take`: add the tile's gradient to those of the maps in place."""
+        joined_rQC = product(self.vertical.t(), grad_RQC.flatten(1).t()).view(-1, *grad_RQC.shape[1:])
+        narrow_rQC = joined_rQC.split([rows.stop - rows.start for rows in self.rows])
+        for rows, strip, part, grad in zip(self.rows, self.horizontal, narrow_rQC, grads_hwC, strict=True):
+            grad[rows, strip.source] += torch.matmul(strip.matrix.t(), part)
 
 
 def tiles(
-    size: tuple[int, int], target: tuple[int, int], step: tuple[int, int], dtype: torch.dtype = torch.float32
-) -> Iterator[Tile]:
-    """All tiles of the resizing of an (h, w) map to (H, W), row by row.
+    sizes: Sequence[tuple[int, int]], target: tuple[int, int], step: tuple[int, int], dtype: torch.dtype = torch.float32
+) -> list[Tile]:
+    """All tiles of the resizing of (h, w) maps to (H, W), row by row.
 
     Args:
-        size: (h, w).
+        sizes: (h, w) of each map.
         target: (H, W).
         step: (rows, columns) of a tile; the last ones are smaller.
-        dtype: Of the map.
+        dtype: Of the maps.
     """
-    horizontal = _strips(size[1], target[1], step[1], dtype)
-    for vertical in _strips(size[0], target[0], step[0], dtype):
-        for strip in horizontal:
-            yield Tile(vertical, strip)
+    columns = list(zip(*(_strips(w, target[1], step[1], dtype) for _, w in sizes), strict=True))
+    return [
+        Tile((where, strips[0].target), rows, matrix, strips)
+        for where, rows, matrix in _rows(tuple(h for h, _ in sizes), target[0], step[0], dtype)
+        for strips in columns
+    ]

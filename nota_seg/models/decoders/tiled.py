@@ -7,6 +7,7 @@ again rather than kept: that is cheaper than the memory.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -73,7 +74,7 @@ def classify(
     return logits_BhwK.permute(0, 3, 1, 2)
 
 
-Piece = tuple[int, tuple[slice, slice], tuple[Tile, ...]]  # picture, place in the result, tile of each coarser map
+Piece = tuple[int, Tile]  # picture, tile of the coarser maps
 
 
 class _Sums:
@@ -81,24 +82,22 @@ class _Sums:
 
     def __init__(self, first: Tensor, weight: Tensor, bias: Tensor, others: tuple[Tensor, ...]) -> None:
         self.first, self.weight, self.bias, self.others = first, weight, bias, others
-        size = first.shape[1:3]
-        # A map of the size itself has tiles too: they say where each of them lies.
-        grids = [tiles(s, size, TILE, first.dtype) for s in (size, *(x.shape[1:3] for x in others))]
-        self.tiles = [(own.target, tuple(rest)) for own, *rest in zip(*grids, strict=True)]
+        sizes = [(x.shape[1], x.shape[2]) for x in others or (first,)]  # without others: where the tiles lie
+        self.tiles = tiles(sizes, (first.shape[1], first.shape[2]), TILE, first.dtype)
 
     def __iter__(self) -> Iterator[Piece]:
-        return ((b, where, parts) for b in range(len(self.first)) for where, parts in self.tiles)
+        return itertools.product(range(len(self.first)), self.tiles)
 
-    def input(self, b: int, where: tuple[slice, slice]) -> Tensor:
+    def input(self, b: int, tile: Tile) -> Tensor:
         """(T, C) of the finest map."""
-        return self.first[b][where].flatten(0, 1)
+        return self.first[b][tile.target].flatten(0, 1)
 
-    def make(self, b: int, where: tuple[slice, slice], parts: tuple[Tile, ...]) -> Tensor:
+    def make(self, b: int, tile: Tile) -> Tensor:
         """(T, D)."""
-        out = product(self.first[b][where], self.weight, self.bias)
-        for tile, other in zip(parts, self.others, strict=True):
-            tile.add_to(out, other[b])
-        return out.flatten(0, 1)
+        out = product(self.input(b, tile), self.weight, self.bias)
+        if self.others:
+            out += tile.take(*(other[b] for other in self.others)).flatten(0, 1)
+        return out
 
 
 class _Head(torch.autograd.Function):
@@ -116,12 +115,13 @@ class _Head(torch.autograd.Function):
         logits = first.new_empty(*first.shape[:3], class_weight.shape[0])
         scale = norm.rstd * norm_weight
         shift = norm_bias - mean * scale
-        for b, where, parts in sums:
-            x = sums.make(b, where, parts).mul_(scale).add_(shift).relu_()
+        for b, tile in sums:
+            x = sums.make(b, tile)
+            x = torch.addcmul(shift, x, scale, out=x).relu_()
             if mask is not None:
                 x.mul_(mask[b])
-            tile = logits[b][where]
-            tile.copy_(product(x, class_weight, class_bias).view_as(tile))
+            out = logits[b][tile.target]
+            out.copy_(product(x, class_weight, class_bias).view_as(out))
         ctx.save_for_backward(first, weight, bias, class_weight, mask, *norm, *others)
         ctx.mark_non_differentiable(mean, var)
         return logits, mean, var
@@ -134,11 +134,11 @@ class _Head(torch.autograd.Function):
         sums = _Sums(first, weight, bias, others)
         count = first.shape[0] * first.shape[1] * first.shape[2]
 
-        def hidden(b: int, where: tuple[slice, slice], parts: tuple[Tile, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        def hidden(b: int, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
             """What was normalised, what came out of the ReLU, and the gradient before the ReLU; all (T, D)."""
-            x = norm.normalised(sums.make(b, where, parts))
+            x = norm.normalised(sums.make(b, tile))
             out = torch.addcmul(norm.bias, x, norm.weight).relu_()
-            back = product(grad[b][where].flatten(0, 1), class_weight.t())
+            back = product(grad[b][tile.target].flatten(0, 1), class_weight.t())
             if mask is not None:
                 back.mul_(mask[b])
             return x, out, torch.ops.aten.threshold_backward(back, out, 0)
@@ -146,11 +146,11 @@ class _Head(torch.autograd.Function):
         grad_class_weight, grad_norm_weight, grad_norm_bias = map(
             torch.zeros_like, (class_weight, norm.weight, norm.bias)
         )
-        for b, where, parts in sums:
-            x, out, back = hidden(b, where, parts)
+        for b, tile in sums:
+            x, out, back = hidden(b, tile)
             if mask is not None:
                 out.mul_(mask[b])
-            grad_class_weight += product(grad[b][where].flatten(0, 1).t(), out.t())
+            grad_class_weight += product(grad[b][tile.target].flatten(0, 1).t(), out.t())
             grad_norm_bias += back.sum(0)
             grad_norm_weight += back.mul_(x).sum(0)
         # Through the batch statistics: subtract the mean gradient, and what lies along the normalised input.
@@ -160,18 +160,17 @@ class _Head(torch.autograd.Function):
         grad_others = [torch.zeros_like(other) for other in others]
 
         grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-        for b, where, parts in sums:
-            x, _out, back = hidden(b, where, parts)
+        for b, tile in sums:
+            x, _out, back = hidden(b, tile)
             if ctx.batch_statistics:
                 back.sub_(mean_back).sub_(x.mul_(mean_along))
             back.mul_(scale)
-            grad_weight += product(sums.input(b, where).t(), back.t()).t()
+            grad_weight += product(sums.input(b, tile).t(), back.t()).t()
             grad_bias += back.sum(0)
-            tile = grad_first[b][where]
-            tile.copy_(product(back, weight.t()).view_as(tile))
-            back = back.view(*tile.shape[:2], -1)
-            for part, grad_other in zip(parts, grad_others, strict=True):
-                part.put_back(back, grad_other[b])
+            grad_input = grad_first[b][tile.target]
+            grad_input.copy_(product(back, weight.t()).view_as(grad_input))
+            if others:
+                tile.put_back(back.view(*grad_input.shape[:2], -1), *(grad_other[b] for grad_other in grad_others))
         return (
             grad_first, grad_weight, grad_bias, grad_norm_weight, grad_norm_bias,
             grad_class_weight, grad.sum((0, 1, 2)), None, None, None, None, *grad_others,
@@ -181,8 +180,8 @@ class _Head(torch.autograd.Function):
 def _statistics(sums: _Sums) -> tuple[Tensor, Tensor]:
     """Mean and (biased) variance over all positions, joined tile by tile so that no large squares cancel."""
     joined = _Moments(0, torch.zeros_like(sums.bias), torch.zeros_like(sums.bias))
-    for b, where, parts in sums:
-        x = sums.make(b, where, parts)
+    for b, tile in sums:
+        x = sums.make(b, tile)
         own = x.mean(0)
         joined = joined.join(_Moments(len(x), own, x.sub_(own).square_().sum(0)))
     return joined.mean, joined.squares / joined.n
