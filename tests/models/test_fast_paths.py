@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nota_seg
+from nota_seg.models import attention as attention_module
 from nota_seg.models import losses
 from nota_seg.models.decoders import tiled
 from nota_seg.models.decoders.all_mlp import AllMLP
 from nota_seg.models.feedforwards import dest, mix, mscan, pvt, rows
-from nota_seg.models.layers import Linear, Pointwise, linear
+from nota_seg.models.layers import Linear, Pointwise, linear, product
 from nota_seg.models.losses import upsampled_cross_entropy
 from nota_seg.models.resize import tiles
 from util.errors import InputError
@@ -79,6 +80,21 @@ def test_tiles_resize_and_transpose(sizes: list[tuple[int, int]], target: tuple[
             tile.put_back(grad[tile.target].contiguous(), *back)
             seen[tile.target] += 1
     assert (seen == 1).all() and all(close(a, b, 1e-12) for a, b in zip(back, expected, strict=True))
+
+
+@pytest.mark.parametrize(("heads", "queries", "keys"), [(1, 600, 7), (3, 512, 40), (2, 511, 9), (2, 1000, 1)])
+def test_attention_by_pieces(heads: int, queries: int, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_module, "PIECE", 130 * keys)
+    q = torch.randn(2, queries, heads, 8).transpose(1, 2)
+    k, v = torch.randn(2, keys, 2, heads, 8).permute(2, 0, 3, 1, 4).unbind(0)
+    expected = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    calls = []
+    monkeypatch.setattr(attention_module, "product", lambda *a: calls.append(1) or product(*a))
+    assert close(attention_module.attention(q, k, v), expected, 1e-6)
+    assert bool(calls) == (queries >= attention_module.FEW)
+    calls.clear()
+    q.requires_grad_()
+    assert attention_module.attention(q, k, v).requires_grad and not calls
 
 
 def plain_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nota_seg.models.attention import attention
 from nota_seg.models.blocks.next_convolution import ConvMLP, MultiHeadConvolutionalAttention
 from nota_seg.models.common import DropPath, make_divisible
 from nota_seg.models.layers import Linear
@@ -56,7 +57,7 @@ class EfficientSelfAttention(nn.Module):
             self._heads(self.k(pooled_BMC)),
             self._heads(self.v(pooled_BMC)),
         )
-        out_BNC = F.scaled_dot_product_attention(q_BhNd, k_BhMd, v_BhMd).transpose(1, 2).reshape(B, H * W, C)
+        out_BNC = attention(q_BhNd, k_BhMd, v_BhMd).reshape(B, H * W, C)
         return self.proj(out_BNC).transpose(1, 2).reshape(B, C, H, W)
 
     def _pool(self, x_BCN: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nota_seg.models.attention import attention
 from nota_seg.models.layers import Linear, Pointwise
 from nota_seg.models.mixers.spatial_reduction import check_heads
 from nota_seg.models.registry import MIXERS
@@ -67,5 +68,4 @@ class LinearSpatialReductionAttention(nn.Module):
         kv_BMC = self.kv(self.tokens(x_BHWC))
         kv_BM2hd = kv_BMC.view(B, kv_BMC.shape[1], 2, self.heads, self.head_dim)
         k_BhMd, v_BhMd = kv_BM2hd.permute(2, 0, 3, 1, 4).unbind(0)
-        out_BhNd = F.scaled_dot_product_attention(q_BhNd, k_BhMd, v_BhMd)
-        return self.proj(out_BhNd.transpose(1, 2).reshape(B, H, W, C))
+        return self.proj(attention(q_BhNd, k_BhMd, v_BhMd).reshape(B, H, W, C))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nota_seg.models.attention import attention
 from nota_seg.models.layers import Linear
 from nota_seg.models.registry import MIXERS
 from util.errors import InputError
@@ -52,8 +53,7 @@ class SpatialReductionAttention(nn.Module):
         kv_BMC = self.norm(self._reduce(x_BHWC)) if self.ratio > 1 else x_BHWC.view(B, H * W, C)
         kv_BM2hd = self.kv(kv_BMC).view(B, kv_BMC.shape[1], 2, self.heads, self.head_dim)
         k_BhMd, v_BhMd = kv_BM2hd.permute(2, 0, 3, 1, 4).unbind(0)
-        out_BhNd = F.scaled_dot_product_attention(q_BhNd, k_BhMd, v_BhMd)
-        return self.proj(out_BhNd.transpose(1, 2).reshape(B, H, W, C))
+        return self.proj(attention(q_BhNd, k_BhMd, v_BhMd).reshape(B, H, W, C))
 
     def _reduce(self, x_BHWC: Tensor) -> Tensor:
         x_BCHW = x_BHWC.permute(0, 3, 1, 2)
