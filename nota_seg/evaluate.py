@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from nota_seg.data.sources import SegmentationSource
 
 Item = tuple[int, Tensor, Tensor]  # index in the split; picture (3, h, w) uint8, resized; label (H, W) uint8, original
-Labelled = tuple[list[int], Tensor, Tensor]  # indices in the split; predictions (B, H, W); labels (B, H, W)
 
 
 class _Pictures(Dataset):
@@ -41,55 +39,6 @@ class _Pictures(Dataset):
         return index, pixels, torch.from_numpy(np.ascontiguousarray(label))
 
 
-class _Counts:
-    """All that scores are made of, as one vector of whole numbers: those of processes add up exactly."""
-
-    def __init__(self, num_labels: int, boundary: bool, device: torch.device | str) -> None:
-        self.confusion = ConfusionMatrix(num_labels, device)
-        self.bands = BoundaryIoU(num_labels, device=device)
-        self.boundary = boundary
-        self.pictures = 0
-
-    def update(self, predicted: Tensor, labels: Tensor) -> None:
-        """Add pictures, (B, H, W)."""
-        self.confusion.update(predicted, labels)
-        if self.boundary:
-            self.bands.update(predicted, labels)
-        self.pictures += len(labels)
-
-    @property
-    def vector(self) -> Tensor:
-        parts = [self.confusion.matrix.flatten(), self.bands.intersection, self.bands.union]
-        return torch.cat([*parts, parts[0].new_tensor([self.pictures])])
-
-    @vector.setter
-    def vector(self, value: Tensor) -> None:
-        K = self.confusion.num_labels
-        matrix, self.bands.intersection, self.bands.union, pictures = value.split([K * K, K, K, 1])
-        self.confusion.matrix, self.pictures = matrix.view(K, K), int(pictures)
-
-
-class _Predictions(Dataset):
-    """Pictures read, labelled and counted, by loader workers on the CPU: (index, prediction, label, counts)."""
-
-    def __init__(self, pictures: _Pictures, model: nn.Module, protocol: Protocol, counts: _Counts) -> None:
-        self.pictures = pictures
-        self.model = model
-        self.protocol = protocol
-        self.empty = counts.confusion.num_labels, counts.boundary, "cpu"
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, position: int) -> tuple[int, Tensor, Tensor, Tensor]:
-        index, pixels, label = self.pictures[position]
-        predicted = predict_labels(self.model, pixels[None], (label.shape[0], label.shape[1]), self.protocol)
-        counts = _Counts(*self.empty)
-        counts.update(predicted, label[None])
-        small = torch.uint8 if self.empty[0] <= 256 else torch.int32  # it goes through shared memory
-        return index, predicted[0].to(small), label, counts.vector
-
-
 def _batches(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
     """Neighbours of equal size together: the order stays, and nothing is padded."""
     batch: list[Item] = []
@@ -102,31 +51,6 @@ def _batches(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
         batch.append(item)
     if batch:
         yield batch
-
-
-def _in_turn(
-    model: nn.Module, pictures: _Pictures, protocol: Protocol, counts: _Counts, batch_size: int, workers: int
-) -> Iterator[Labelled]:
-    """Workers read, this process labels and counts."""
-    device = counts.confusion.matrix.device
-    for batch in _batches(DataLoader(pictures, batch_size=None, num_workers=workers), batch_size):
-        pixels = torch.stack([item[1] for item in batch]).to(device, non_blocking=True)
-        labels = torch.stack([item[2] for item in batch]).to(device, non_blocking=True)
-        predicted = predict_labels(model, pixels, (labels.shape[1], labels.shape[2]), protocol)
-        counts.update(predicted, labels)
-        yield [item[0] for item in batch], predicted, labels
-
-
-def _side_by_side(
-    model: nn.Module, pictures: _Pictures, protocol: Protocol, counts: _Counts, workers: int
-) -> Iterator[Labelled]:
-    """Workers do everything, a thread and a picture each: none waits for another within a picture."""
-    predictions = _Predictions(pictures, model, protocol, counts)
-    for index, predicted, label, vector in DataLoader(
-        predictions, batch_size=None, num_workers=workers, multiprocessing_context="fork"
-    ):
-        counts.vector = counts.vector + vector
-        yield [index], predicted[None], label[None]
 
 
 def evaluate(
@@ -155,8 +79,7 @@ def evaluate(
         protocol: How a picture becomes a label map.
         device: Where to compute.
         batch_size: Most pictures at once; only neighbours of equal size are batched.
-        workers: Loader processes; 0 reads in this one. On the CPU, where they are no fewer than torch's threads and
-            can be forked, they also run the model.
+        workers: Loader processes; 0 reads in this one.
         limit: Only the first so many pictures of the split.
         progress: Called with the number of pictures just done in this process; `util.progress.Progress` fits.
         boundary: Also Boundary IoU; otherwise it is None.
@@ -191,33 +114,41 @@ def evaluate(
 
     indices = list(range(rank, count, world))
     pictures = _Pictures(source, split, indices, protocol.base_size)
+    loader = DataLoader(pictures, batch_size=None, shuffle=False, num_workers=workers)
     names = source.names(split) if on_picture is not None else []
-    counts = _Counts(K, boundary, device)
-    threads = torch.get_num_threads()
-    beside = torch.device(device).type == "cpu" and 1 < threads <= workers and sys.platform == "linux"
+    confusion = ConfusionMatrix(K, device)
+    bands = BoundaryIoU(K, device=device)
+    done = 0
     with evaluating(model):
-        for which, predicted, labels in (
-            _side_by_side(model, pictures, protocol, counts, threads)
-            if beside
-            else _in_turn(model, pictures, protocol, counts, batch_size, workers)
-        ):
+        for batch in _batches(loader, batch_size):
+            pixels = torch.stack([item[1] for item in batch]).to(device, non_blocking=True)
+            labels = torch.stack([item[2] for item in batch]).to(device, non_blocking=True)
+            height, width = labels.shape[1:]
+            predicted = predict_labels(model, pixels, (height, width), protocol)
+            confusion.update(predicted, labels)
+            if boundary:
+                bands.update(predicted, labels)
             if on_picture is not None:
-                for index, found, truth in zip(which, predicted.cpu(), labels.cpu(), strict=True):
-                    on_picture(names[index], found.long().numpy(), truth.numpy())
+                for (index, _, truth), one in zip(batch, predicted.cpu(), strict=True):
+                    on_picture(names[index], one.numpy(), truth.numpy())
+            done += len(batch)
             if progress is not None:
-                progress(len(which))
+                progress(len(batch))
 
     if reduce is not None:
-        counts.vector = reduce(counts.vector)
-    result = scores(counts.confusion.matrix)
+        # One vector, one message; whole numbers, so the sum is exact.
+        parts = [confusion.matrix.flatten(), bands.intersection, bands.union, confusion.matrix.new_tensor([done])]
+        matrix, bands.intersection, bands.union, images = reduce(torch.cat(parts)).split([len(p) for p in parts])
+        confusion.matrix, done = matrix.view(K, K), int(images)
+    result = scores(confusion.matrix)
     per_class = zip(source.class_names, result["iou"], result["acc"], strict=True)
     return {
         "miou": result["miou"],
         "macc": result["macc"],
         "aacc": result["aacc"],
-        "boundary_iou": counts.bands.score() if boundary else None,
+        "boundary_iou": bands.score() if boundary else None,
         "per_class": {name: {"iou": iou, "acc": acc} for name, iou, acc in per_class},
-        "images": counts.pictures,
+        "images": done,
         "protocol": {"split": split, **protocol.as_dict()},
     }
 

@@ -1,6 +1,5 @@
 import json
 import sys
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,36 +99,10 @@ def test_workers_change_nothing() -> None:
     assert run(Wrong(), workers=1, batch_size=3) == run(Wrong())
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
-@pytest.mark.parametrize("boundary", [True, False])
-def test_workers_run_the_model_on_the_cpu(boundary: bool, two_threads: None) -> None:
-    seen: dict[str, list[tuple[str, np.ndarray, np.ndarray]]] = {"here": [], "beside": []}
-    models = {"here": Wrong(), "beside": Wrong()}
-    results = [
-        run(models[where], workers=workers, boundary=boundary, on_picture=lambda *a, where=where: seen[where].append(a))
-        for where, workers in (("here", 0), ("beside", 2))
-    ]
-    assert results[0] == results[1] and results[0]["miou"] < 1
-    assert models["here"].batches and not models["beside"].batches  # it ran in other processes
-    for (name, found, truth), (name2, found2, truth2) in zip(*seen.values(), strict=True):
-        assert name == name2 and found.dtype == found2.dtype == np.int64
-        assert (found == found2).all() and (truth == truth2).all()
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_an_error_in_a_worker_is_one_line(threads: int, two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_a_worker_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(self: FakeSource, split: str, i: int) -> None:
         raise InputError(f"picture {i}: not one")
 
-    torch.set_num_threads(threads)  # workers that read, workers that do everything
     monkeypatch.setattr(FakeSource, "read", read)
     with pytest.raises(InputError) as caught:
         run(workers=2)
