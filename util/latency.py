@@ -29,6 +29,8 @@ import torch
 from scipy import stats
 from torch.profiler import ProfilerActivity, profile
 
+from util.memory import give_back_freed_memory
+
 CONFIDENCE = 0.95
 WARM_UP = 1.0  # seconds, and at least three runs
 PROCESS = 0.02  # allowed for the memory layout, which differs between processes (doi 10.1145/1508244.1508275)
@@ -207,6 +209,7 @@ def peak_tensor_bytes(call: Callable[[], Any]) -> int:
 
 def resident_growth(call: Callable[[], Any]) -> int | None:
     """By how many bytes this process is larger at the peak of the call than before it; None where nobody counts."""
+    give_back_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from now
         before = _status("VmRSS")
