@@ -220,7 +220,7 @@ def set_words(sets: Mapping[str, Any]) -> list[str]:
 
 def check_options(spec: AblateSpec, known: Mapping[str, Collection[str]]) -> None:
     """Refuse options that a verb does not have, before any work; `known` is of the command line, by verb."""
-    for section in (*OURS, *(EVALUATIONS.keys() - OURS)):
+    for section in {**OURS, **EVALUATIONS}:
         verb = "eval" if section in EVALUATIONS else section
         own = [(f"{name}: ", getattr(v, section, None) or {}) for name, v in spec.variants.items()]
         for where, given in [("", getattr(spec, section)), *own]:

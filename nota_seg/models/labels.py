@@ -12,7 +12,7 @@ from torch import Tensor
 from nota_seg.models.resize import taps
 
 PIECE = 1 << 22  # bytes of upsampled logits at a time; measured: fits the cache
-MANY = 64  # classes
+MANY = 64  # classes from which on NumPy is faster than torch
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from util.memory import keep_freed_memory
 
-keep_freed_memory()
+keep_freed_memory()  # the pieces of maps that all fast paths work on
 try:
     _pointwise = torch.ops.mkldnn._linear_pointwise  # what torch's own compiler emits for a linear layer
 except (AttributeError, RuntimeError):  # a torch built without oneDNN

@@ -65,14 +65,14 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn
         InputError: No such folder, no segmentation model, or weights that do not fit its configuration exactly.
     """
     folder = model_folder(path)
-    theirs = _of_smp(folder)
-    if theirs is not None:
+    settings = _settings(folder)
+    if {"_model_class", "encoder_name"} <= settings.keys():  # segmentation-models-pytorch saved it itself
         from nota_seg.models.external.smp import load_saved
 
-        net = load_saved(folder, theirs).to(device).eval()
+        net = load_saved(folder, settings).to(device).eval()
         return net, [f"class {i}" for i in range(net.config.num_labels)]  # it saves no names
     with quiet():
-        config_class, model_class = _classes(folder)
+        config_class, model_class = _classes(settings)
         try:
             config = config_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -97,12 +97,12 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn
     return model, [names.get(i, f"class {i}") for i in range(config.num_labels)]
 
 
-def _classes(folder: Path) -> tuple[Any, Any]:
+def _classes(settings: dict[str, Any]) -> tuple[Any, Any]:
     """What reads the configuration and the weights: our own class, or else one of transformers' Auto classes.
 
     The Auto classes know ours too, since `import nota_seg`, but bring a second of libraries along that generate text.
     """
-    if _settings(folder).get("model_type") == NotaSegConfig.model_type:
+    if settings.get("model_type") == NotaSegConfig.model_type:
         from nota_seg.models.modeling import NotaSegForSemanticSegmentation
 
         return NotaSegConfig, NotaSegForSemanticSegmentation
@@ -118,12 +118,6 @@ def _settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return settings if isinstance(settings, dict) else {}
-
-
-def _of_smp(folder: Path) -> dict[str, Any] | None:
-    """The settings of a model that segmentation-models-pytorch saved itself; None for all others."""
-    settings = _settings(folder)
-    return settings if {"_model_class", "encoder_name"} <= settings.keys() else None
 
 
 def _check(report: dict[str, Any], folder: Path) -> None:

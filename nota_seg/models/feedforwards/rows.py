@@ -7,6 +7,7 @@ gradient, not kept.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ def evaluate_by_rows(x: Tensor, weights: Weights, *, relu_first: bool, relu_last
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     rows = max(1, PIECE // (W * len(w1)))
 
-    for some, start in ((some, start) for some in _pictures(x, len(w1)) for start in range(0, H, rows)):
+    for some, start in itertools.product(_pictures(x, len(w1)), range(0, H, rows)):
         stop = min(start + rows, H)
         above = min(start, 1)
         hidden = product(x[some, start - above : stop + 1], w1, b1)
