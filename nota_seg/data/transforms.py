@@ -11,7 +11,7 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version at import
 
@@ -28,7 +28,7 @@ from util.memory import keep_freed_memory
 cv2.setNumThreads(0)
 keep_freed_memory()
 
-_SHARE_GRID = 128  # class shares are measured on about this many rows and columns
+_SAMPLE_GRID = 64  # class shares and mean colours are measured on about this many rows and columns
 
 
 def fit_factor(height: int, width: int, base_size: tuple[int, int]) -> float:
@@ -58,7 +58,7 @@ class RandomScaleCrop(A.DualTransform):
         max_class_share: A window in which one class covers more of the labelled pixels is drawn again.
         tries: Most draws of a window; the last one is kept.
         ignore: Label of unlabelled pixels.
-        jitter: Strengths of the changes in colour, see `draw_twist`; None for no change.
+        jitter: Strengths of the changes in colour, see `Twist.draw`; None for no change.
         p: Always 1: the result must have the crop's size.
     """
 
@@ -107,12 +107,12 @@ class RandomScaleCrop(A.DualTransform):
             x0, x1 = _source_range(left, size[1], width / scaled[1], width)
             if mask is None or self._varied(mask[y0:y1, x0:x1]):
                 break
-        steps = [] if self.jitter is None else draw_twist(self.py_random, self.jitter)
-        return {"cut": (y0, y1, x0, x1), "size": size, "steps": steps}
+        twist = None if self.jitter is None else Twist.draw(self.py_random, self.jitter)
+        return {"cut": (y0, y1, x0, x1), "size": size, "twist": twist}
 
     def _varied(self, cut: np.ndarray) -> bool:
         """Whether no class covers too much of the labelled pixels, judged on a grid of them."""
-        sample = cut[:: max(1, cut.shape[0] // _SHARE_GRID), :: max(1, cut.shape[1] // _SHARE_GRID)]
+        sample = cut[:: max(1, cut.shape[0] // _SAMPLE_GRID), :: max(1, cut.shape[1] // _SAMPLE_GRID)]
         counts = np.bincount(sample.ravel(), minlength=256)
         counts[self.ignore] = 0
         total = int(counts.sum())
@@ -123,16 +123,18 @@ class RandomScaleCrop(A.DualTransform):
         img: np.ndarray,
         cut: tuple[int, ...] = (),
         size: tuple[int, int] = (1, 1),
-        steps: Sequence[tuple[str, float]] = (),
+        twist: Twist | None = None,
         **_: Any,
     ) -> np.ndarray:
         y0, y1, x0, x1 = cut
         part = img[y0:y1, x0:x1]
         enlarged = part.shape[0] * part.shape[1] < size[0] * size[1]
-        if enlarged:
-            part = _twisted(part, steps)
+        if twist is not None and enlarged:
+            part = twist(part)
         part = cv2.resize(part, size[::-1], interpolation=cv2.INTER_LINEAR)
-        return self._padded(part if enlarged else _twisted(part, steps), 0)
+        if twist is not None and not enlarged:
+            part = twist(part)
+        return self._padded(part, 0)
 
     def apply_to_mask(
         self, mask: np.ndarray, cut: tuple[int, ...] = (), size: tuple[int, int] = (1, 1), **_: Any
@@ -157,61 +159,57 @@ def _source_range(start: int, length: int, step: float, limit: int) -> tuple[int
 
 GREY = np.array([0.299, 0.587, 0.114])  # luma of ITU-R BT.601
 YIQ = np.array([GREY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-RGB = np.linalg.inv(YIQ)
+# What an RGB colour is made of: its grey, what is left without that, and this turned by a quarter around the grey axis.
+_GREY = np.tile(GREY, (3, 1))
+_COLOUR = np.eye(3) - _GREY
+_QUARTER_TURN = np.linalg.inv(YIQ) @ np.array([[0, 0, 0], [0, 0, 1], [0, -1, 0]]) @ YIQ
 
 
-def draw_twist(draw: random.Random, strengths: Sequence[float]) -> list[tuple[str, float]]:
-    """Brightness, contrast, saturation and hue in random order.
-
-    Args:
-        draw: Where the numbers come from.
-        strengths: Of brightness, contrast and saturation: a factor is drawn from 1 - strength .. 1 + strength, not
-            below 0; contrast is around the mean grey of the picture, saturation between the picture and its greys. Of
-            the hue: a share of a full turn is drawn from -strength .. strength.
-    """
-    brightness, contrast, saturation, hue = strengths
-    steps = [
-        ("brightness", draw.uniform(max(0.0, 1 - brightness), 1 + brightness)),
-        ("contrast", draw.uniform(max(0.0, 1 - contrast), 1 + contrast)),
-        ("saturation", draw.uniform(max(0.0, 1 - saturation), 1 + saturation)),
-        ("hue", draw.uniform(-hue, hue)),
-    ]
-    draw.shuffle(steps)
-    return steps
-
-
-def _twisted(image: np.ndarray, steps: Sequence[tuple[str, float]]) -> np.ndarray:
-    if not steps:
-        return image
-    # On a grid: one pixel in 64 gives the mean to a fraction of a level.
-    return cv2.transform(image, twist(steps, np.array(cv2.mean(np.ascontiguousarray(image[::8, ::8]))[:3])))
-
-
-def twist(steps: Sequence[tuple[str, float]], mean: np.ndarray) -> np.ndarray:
-    """The (3, 4) matrix of colour changes done one after the other.
+class Twist(NamedTuple):
+    """Changes of the colours.
 
     All four are linear in RGB once the hue turns around the grey axis of YIQ instead of HSV's (as in NVIDIA DALI's
-    ColorTwist), so that a picture is passed over once, and clipped once. The four passes of
-    albumentations' ColorJitter cost more than all the rest of the augmentation.
+    ColorTwist), and then their order does not matter: brightness and contrast scale everything, saturation and hue
+    leave the greys alone. A picture is passed over once, and clipped once. The four passes of albumentations'
+    ColorJitter cost more than all the rest of the augmentation.
 
-    Args:
-        steps: (brightness, contrast, saturation or hue; factor, or share of a turn).
-        mean: RGB mean of the picture: contrast is around its grey.
+    Attributes:
+        brightness: Factor of all values.
+        contrast: Factor of the distance to the picture's mean grey.
+        saturation: Factor of the distance of each pixel to its grey.
+        hue: Share of a full turn.
     """
-    matrix, offset = np.eye(3), np.zeros(3)
-    for name, factor in steps:
-        shift = np.zeros(3)
-        if name == "hue":
-            c, s = np.cos(2 * np.pi * factor), np.sin(2 * np.pi * factor)
-            change = RGB @ np.array([[1, 0, 0], [0, c, s], [0, -s, c]]) @ YIQ
-        elif name == "saturation":
-            change = factor * np.eye(3) + (1 - factor) * np.tile(GREY, (3, 1))
-        else:
-            change = factor * np.eye(3)
-            if name == "contrast":
-                shift += (1 - factor) * GREY @ (matrix @ mean + offset)
-        matrix, offset = change @ matrix, change @ offset + shift
-    return np.hstack([matrix, offset[:, None]])
+
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0
+
+    @classmethod
+    def draw(cls, draw: random.Random, strengths: Sequence[float]) -> Twist:
+        """One at random.
+
+        Args:
+            draw: Where the numbers come from.
+            strengths: Of brightness, contrast and saturation: a factor is drawn from 1 - strength .. 1 + strength, not
+                below 0. Of the hue: a share of a full turn is drawn from -strength .. strength.
+        """
+        *factors, hue = strengths
+        brightness, contrast, saturation = (draw.uniform(max(0.0, 1 - s), 1 + s) for s in factors)
+        return cls(brightness, contrast, saturation, draw.uniform(-hue, hue))
+
+    def matrix(self, grey: float) -> np.ndarray:
+        """The (3, 4) matrix that changes an RGB colour with a 1 behind it, in a picture of this mean grey."""
+        angle = 2 * np.pi * self.hue
+        colour = np.cos(angle) * _COLOUR + np.sin(angle) * _QUARTER_TURN
+        linear = self.brightness * self.contrast * (_GREY + self.saturation * colour)
+        return np.column_stack([linear, np.full(3, self.brightness * (1 - self.contrast) * grey)])
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """The picture, (H, W, 3) uint8, with its colours changed."""
+        # Some 4,000 pixels give the mean to a fraction of a level.
+        sample = cv2.resize(image, (_SAMPLE_GRID, _SAMPLE_GRID), interpolation=cv2.INTER_NEAREST)
+        return cv2.transform(image, self.matrix(float(GREY @ cv2.mean(sample)[:3])))
 
 
 class TrainTransform:
