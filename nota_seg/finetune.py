@@ -95,7 +95,7 @@ class SegmentationTask:
         """The loss of one head."""
         if not self.criterion.is_plain:
             return self.criterion(logits, batch["labels"])
-        weight = None if self.class_weights is None else self.class_weights.to(logits.device)
+        weight = None if self.class_weights is None else self.class_weights.to(logits.device, non_blocking=True)
         return upsampled_cross_entropy(logits, batch["labels"], weight=weight)
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator, step: int) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def rehearse(config: FinetuneConfig, *, cpu: bool = False) -> dict[str, Any]:
     """
     steps = min(config.train.max_steps or REHEARSAL_STEPS, REHEARSAL_STEPS)
     settings = {"max_steps": steps, "eval_every": steps, "checkpoint_every": steps, "log_every": 1}
-    train = config.train.model_copy(update={**settings, "tracker": "none", "anomalies": True})
+    train = config.train.model_copy(update={**settings, "tracker": "none", "anomalies": True, "compile": False})
     data = config.data.model_copy(update={"fraction": REHEARSAL_SHARE * config.data.fraction})
     small = config.model_copy(update={"train": train, "data": data})
     with tempfile.TemporaryDirectory(prefix="nota-seg-debug-") as place:

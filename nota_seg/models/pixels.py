@@ -24,7 +24,9 @@ def normalise(pixel_values: Tensor, mean: Sequence[float], std: Sequence[float])
     if pixel_values.dtype != torch.uint8 or pixel_values.dim() != 4:
         shape = tuple(pixel_values.shape)
         raise InputError(f"pictures must be (B, C, H, W) of uint8 (0..255), got {shape} of {pixel_values.dtype}")
-    device = pixel_values.device
-    mean_C11 = 255 * torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
-    std_C11 = 255 * torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
+    mean_C11, std_C11 = (
+        # Not waited for: a copy that blocks would stop the queue of a GPU at every step.
+        255 * torch.tensor(values, dtype=torch.float32).view(-1, 1, 1).to(pixel_values.device, non_blocking=True)
+        for values in (mean, std)
+    )
     return (pixel_values.float() - mean_C11).div_(std_C11)
