@@ -81,6 +81,7 @@ class TrainSection(Section):
     log_every: PositiveInt = 50  # optimiser steps
     workers: NonNegativeInt = 4  # loader processes
     seed: NonNegativeInt = 0
+    compile: bool = False  # torch.compile, block by block, in the first step; for GPUs: on a CPU it is slower
     deterministic: bool = False  # torch.use_deterministic_algorithms; on a GPU slower, on a CPU nothing changes
     anomalies: bool = False  # stop at the operation whose gradient is NaN; several times slower
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"

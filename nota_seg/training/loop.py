@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from nota_seg.config import OptimSection, TrainSection, dump
+from nota_seg.training.compiled import compile_blocks, uncompiled
 from nota_seg.training.optim import build_optimizer, build_schedule, warmup_steps
 from nota_seg.training.sampling import StepSampler, steps_per_epoch
 from nota_seg.training.state import load_checkpoint_state, save_checkpoint
@@ -105,6 +106,8 @@ def train(task: Task, config: Any, folder: RunFolder, accelerator: Accelerator, 
     ema = ModelEmaV3(model, decay=settings.ema, foreach=True) if settings.ema else None
     raw_optimizer = build_optimizer(model, config.optim, lr)
     schedule = build_schedule(raw_optimizer, config.optim, total, per_epoch)
+    compiled = compile_blocks(model, accelerator.device) if settings.compile else 0
+    judging = uncompiled if compiled else nullcontext
     prepared, optimizer = accelerator.prepare(model, raw_optimizer)
     judged = ema.module if ema is not None else model
 
@@ -185,6 +188,8 @@ def train(task: Task, config: Any, folder: RunFolder, accelerator: Accelerator, 
                 ema.update(model)
             progress()
             counted += 1
+            if compiled and step == start:
+                progress.say(f"first step, with {compiled} parts to compile: {time.monotonic() - since:.0f} s")
 
             done = step + 1
             if done % settings.log_every == 0 or done == total:
@@ -206,7 +211,8 @@ def train(task: Task, config: Any, folder: RunFolder, accelerator: Accelerator, 
 
             paused = time.monotonic()
             if done % eval_every == 0 or done == total:
-                result = task.evaluate(judged, accelerator, done)
+                with judging():
+                    result = task.evaluate(judged, accelerator, done)
                 numbers = {k: v for k, v in result.items() if isinstance(v, int | float)}
                 if is_main:
                     folder.log(step=done, epoch=round(done / per_epoch, 4), split="val", **numbers)
@@ -230,7 +236,8 @@ def train(task: Task, config: Any, folder: RunFolder, accelerator: Accelerator, 
     for tracker in accelerator.trackers:  # not `end_training`: the next seed needs the processes' group
         tracker.finish()
     if not result:  # everything was done before: judge what there is
-        result = task.evaluate(judged, accelerator, total)
+        with judging():
+            result = task.evaluate(judged, accelerator, total)
     return {**result, "best": best if math.isfinite(best) else None, "steps": total}
 
 
