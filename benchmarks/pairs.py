@@ -6,7 +6,7 @@ import tempfile
 
 import torch
 from torch import Tensor, nn
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
+from transformers import SegformerConfig, SegformerForImageClassification, SegformerForSemanticSegmentation
 
 import nota_seg
 
@@ -16,10 +16,11 @@ SIZES = {
 }
 
 
-def pair(size: str, num_labels: int = 150) -> tuple[nn.Module, nn.Module]:
+def pair(size: str, num_labels: int = 150, task: str = "segmentation") -> tuple[nn.Module, nn.Module]:
     """(ours, theirs), in evaluation mode, no weight at its default; transformers' epsilon 1e-5 in both."""
     generator = torch.Generator().manual_seed(0)
-    theirs = SegformerForSemanticSegmentation(SegformerConfig(num_labels=num_labels, **SIZES[size]))
+    peer = {"segmentation": SegformerForSemanticSegmentation, "classification": SegformerForImageClassification}[task]
+    theirs = peer(SegformerConfig(num_labels=num_labels, **SIZES[size]))
     for name, value in theirs.state_dict().items():
         if value.dtype.is_floating_point:
             noise = torch.randn(value.shape, generator=generator)
@@ -29,7 +30,7 @@ def pair(size: str, num_labels: int = 150) -> tuple[nn.Module, nn.Module]:
                 value.add_(0.1 * noise)
             else:
                 value.copy_(noise / value[0].numel() ** 0.5)
-    ours = nota_seg.create_model(f"segformer-{size}", num_labels=num_labels, layer_norm_eps=1e-5)
+    ours = nota_seg.create_model(f"segformer-{size}", task, num_labels=num_labels, layer_norm_eps=1e-5)
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         report = nota_seg.load_checkpoint(ours, folder)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import time
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import scaling
+from benchmarks import scaling, training_gpu
 from benchmarks.common import Result, paired
 from benchmarks.training_step import peak_bytes
 from nota_seg.models.registry import DECODERS, MIXERS
@@ -61,6 +62,26 @@ def test_command_writes_json_and_fails_where_results_differ(monkeypatch: pytest.
         torch.set_num_threads(threads)
     written = json.loads((tmp_path / "b.json").read_text())
     assert written["results"][0]["verdict"] == "NOT EQUAL" and written["machine"]["threads"] == 1
+
+
+def test_command_says_what_this_machine_cannot_measure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("benchmarks.start.run", lambda quick: [result(3, 2, 3)])
+    threads = torch.get_num_threads()
+    try:
+        assert command.main(["start", "training_gpu"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert "training_gpu: not measured, there is no GPU here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("case", training_gpu.CASES, ids=lambda case: case.task)
+def test_training_of_both_starts_from_the_same_loss(case: training_gpu.Case) -> None:
+    small = dataclasses.replace(case, size="b0", num_labels=7, side=64, batch=2)
+    row = training_gpu.measure(small, torch.device("cpu"), steps=1, repeats=1)
+    assert row.equal and row.ratio > 0 and row.name == case.name and "pictures per second" in row.note
 
 
 def test_peak_of_memory() -> None:
