@@ -61,6 +61,37 @@ def test_a_jpeg_is_decoded_as_pillow_does_and_never_in_part(options: dict[str, o
             read_image(data[: int(share * len(data))])
 
 
+@pytest.mark.parametrize(
+    ("mode", "options", "plain"),
+    [
+        ("RGB", {}, True),
+        ("RGB", {"progressive": True, "comment": b"by hand", "restart_marker_rows": 1}, True),
+        ("RGB", {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"}, False),
+        ("RGB", {"icc_profile": b"colours"}, False),
+        ("L", {}, False),
+        ("CMYK", {}, False),
+    ],
+)
+def test_a_header_that_says_more_is_pillows(
+    mode: str, options: dict[str, object], plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.BytesIO()
+    Image.fromarray(RGB).resize((61, 47), Image.Resampling.BICUBIC).convert(mode).save(file, "JPEG", **options)
+    expected = np.asarray(Image.open(file).convert("RGB")).astype(int)
+    opened = []
+    real = Image.open
+    monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(1) or real(*a, **k))
+    assert np.abs(read_image(file.getvalue()) - expected).max() <= 1
+    assert bool(opened) != plain
+    opened.clear()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 61 * 47 / 2.5)  # more than twice as many are an attack
+    with pytest.raises(InputError, match="more than"):
+        read_image(file.getvalue())
+    for end in range(30):  # cut within the header
+        with pytest.raises(InputError):
+            read_image(file.getvalue()[:end] + b"\xff\xd9")
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "PA"])
 def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
     image = Image.fromarray(RGB).convert("L").convert(mode) if mode == "PA" else Image.fromarray(RGB).convert(mode)
