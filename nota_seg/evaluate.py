@@ -17,6 +17,7 @@ from util.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from nota_seg.data.sources import SegmentationSource
 
+TOGETHER = 1 << 19  # pixels of the pictures that are taken at once: small ones, a tenth to a sixth faster than alone
 Item = tuple[int, Tensor, Tensor]  # index in the split; picture (3, h, w) uint8, resized; label (H, W) uint8, original
 
 
@@ -39,13 +40,12 @@ class _Pictures(Dataset):
         return index, pixels, torch.from_numpy(np.ascontiguousarray(label))
 
 
-def _batches(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
+def _batches(items: Iterable[Item], most: int | None) -> Iterator[list[Item]]:
     """Neighbours of equal size together: the order stays, and nothing is padded."""
     batch: list[Item] = []
     for item in items:
-        if batch and (
-            len(batch) == most or any(a.shape != b.shape for a, b in zip(batch[0][1:], item[1:], strict=True))
-        ):
+        full = len(batch) >= (most or TOGETHER // item[1][0].numel())
+        if batch and (full or any(a.shape != b.shape for a, b in zip(batch[0][1:], item[1:], strict=True))):
             yield batch
             batch = []
         batch.append(item)
@@ -60,7 +60,7 @@ def evaluate(
     protocol: Protocol,
     *,
     device: torch.device | str,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     workers: int = 0,
     limit: int | None = None,
     progress: Callable[[int], object] | None = None,
@@ -78,7 +78,8 @@ def evaluate(
         split: One of the source's splits.
         protocol: How a picture becomes a label map.
         device: Where to compute.
-        batch_size: Most pictures at once; only neighbours of equal size are batched.
+        batch_size: Most pictures at once; only neighbours of equal size are batched. None: as many as have `TOGETHER`
+            pixels.
         workers: Loader processes; 0 reads in this one.
         limit: Only the first so many pictures of the split.
         progress: Called with the number of pictures just done in this process; `util.progress.Progress` fits.
@@ -98,7 +99,7 @@ def evaluate(
     """
     if split not in source.splits:
         raise InputError(f"the data have no split {split!r}: {did_you_mean(split, source.splits)}")
-    if batch_size < 1 or workers < 0 or (limit is not None and limit < 1):
+    if (batch_size is not None and batch_size < 1) or workers < 0 or (limit is not None and limit < 1):
         raise InputError(f"batch_size {batch_size} and limit {limit} must be at least 1, workers {workers} at least 0")
     if world > 1 and reduce is None:
         raise InputError(f"evaluating in {world} processes needs `reduce` to add their counts up")

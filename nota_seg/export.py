@@ -216,7 +216,8 @@ def export(
 
     def judged(net: nn.Module, how: Protocol) -> float | None:
         assert source is not None
-        return evaluate(net, source, "val", how, device="cpu", limit=limit, boundary=False)["miou"]
+        scores = evaluate(net, source, "val", how, device="cpu", batch_size=1, limit=limit, boundary=False)
+        return scores["miou"]
 
     with whole_folder(output) as folder, torch.no_grad():
         program, dynamic = _program(wrapped, size, say)

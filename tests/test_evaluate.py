@@ -63,11 +63,16 @@ def test_a_perfect_model() -> None:
     json.dumps(result, allow_nan=False)
 
 
-def test_neighbours_of_equal_size_are_batched_and_nothing_changes() -> None:
-    model = Wrong()
+def test_neighbours_of_equal_size_are_batched_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, alone = Wrong(), Wrong()
     batched = run(model, batch_size=2)
     assert model.batches == [2, 1, 1, 2, 1]
-    assert batched == run(Wrong())
+    assert batched == run(alone, batch_size=1) and alone.batches == 7 * [1]
+    height, width = FakeSource.sizes[0]
+    for pixels, batches in ((2 * height * width, [2, 1, 1, 2, 1]), (1, 7 * [1])):
+        monkeypatch.setattr("nota_seg.evaluate.TOGETHER", pixels)
+        model = Wrong()
+        assert run(model) == batched and model.batches == batches
 
 
 class Wrong(ByColour):

@@ -36,7 +36,9 @@ def evaluate(
         str | None, typer.Option(help="LONGxSHORT side to fit pictures to, or `none`.  [default: the model's]")
     ] = None,
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures of equal size at a time.")] = 1,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Pictures of equal size at a time.  [default: half a megapixel of them]")
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 2,
     limit: Annotated[int | None, typer.Option(min=1, help="The first N pictures only.")] = None,
     json: Annotated[
