@@ -122,7 +122,17 @@ def _fail(code: int, message: str) -> int:
 def entry() -> None:
     """The console script."""
     # What a command imports is half a million objects that live as long as it does. Looking through them for garbage
-    # time and again, and once more at the end, is two seconds of every command (docs/performance.md).
+    # time and again, and taking them apart at the end, is two seconds of every command (docs/performance.md).
     gc.set_threshold(10_000, 10, 10)
-    atexit.register(gc.freeze)
-    sys.exit(main())
+    status: list[int] = []
+    atexit.register(_leave, status)  # the first one that is registered is the last one that runs
+    status.append(main())
+    sys.exit(status[0])
+
+
+def _leave(status: list[int]) -> None:
+    """End the process without taking it apart, if its command came to an end."""
+    if status:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status[0])

@@ -208,3 +208,23 @@ def test_it_works_from_any_folder(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("nota-seg")
     done = subprocess.run([script, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "finetune" in done.stdout
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_the_end_of_a_command_is_not_lost(status: int) -> None:
+    """The process leaves early, but after all that was registered for its end, with everything written."""
+    script = f"""
+import atexit, sys, threading, time
+import nota_seg.cli as cli
+def main():
+    atexit.register(print, "registered")
+    threading.Thread(target=lambda: (time.sleep(0.2), sys.stdout.write("thread "))).start()
+    return {status}
+cli.main = main
+cli.entry()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "thread registered\n", "")
+    crashed = script.replace(f"return {status}", "raise RuntimeError('a mistake of ours')")
+    done = subprocess.run([sys.executable, "-c", crashed], capture_output=True, text=True)
+    assert done.returncode == 1 and "a mistake of ours" in done.stderr and "registered" in done.stdout
