@@ -101,19 +101,20 @@ def by_tiles(
 def by_pictures(
     logits: Tensor, labels_BHW: Tensor, weights_BHW: Tensor, differentiate: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """As `by_tiles`, of tensors anywhere: pictures that together have so many logits as `PIECE`, one at least."""
+    """The sum, and if asked for its gradient, of tensors anywhere: pictures that together have so many logits as `PIECE`,
+    one at least."""
     size = labels_BHW.shape[1:]
     together = max(1, PIECE // max(1, logits.shape[1] * size.numel()))
     grad_BKhw = torch.empty_like(logits, memory_format=torch.contiguous_format) if differentiate else None
 
-    total = logits.new_zeros((), dtype=torch.float64)
+    total = logits.new_zeros(())
     for some in (slice(start, start + together) for start in range(0, len(logits), together)):
         label, weight = labels_BHW[some, None], weights_BHW[some, None]
         with torch.set_grad_enabled(differentiate):
             part = logits[some].detach().contiguous().requires_grad_(differentiate)
             full = F.interpolate(part, size=size, mode="bilinear", align_corners=False)
         z = F.log_softmax(full.detach(), dim=1)
-        total -= (weight * z.gather(1, label)).sum(dtype=torch.float64)
+        total -= (weight * z.gather(1, label)).sum()
         if grad_BKhw is not None:  # softmax - one-hot, weighted
             z.exp_().mul_(weight)
             z.scatter_(1, label, z.gather(1, label) - weight)

@@ -1,4 +1,4 @@
-"""Training with torch's compiler, block by block: blocks of one shape share what was compiled for the first of them.
+"""Training with torch's compiler, block by block: blocks that are alike, drop path included, are compiled once.
 
 The model keeps its modules, names and weights. Evaluation runs as ever: its pictures come in many sizes, each of which
 would be compiled anew.
