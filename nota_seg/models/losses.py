@@ -101,8 +101,7 @@ def by_tiles(
 def by_pictures(
     logits: Tensor, labels_BHW: Tensor, weights_BHW: Tensor, differentiate: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The sum, and if asked for its gradient, of tensors anywhere: pictures that together have so many logits as `PIECE`,
-    one at least."""
+    """The same, of tensors anywhere: pictures that together have `PIECE` logits, or one."""
     size = labels_BHW.shape[1:]
     together = max(1, PIECE // max(1, logits.shape[1] * size.numel()))
     grad_BKhw = torch.empty_like(logits, memory_format=torch.contiguous_format) if differentiate else None
