@@ -13,7 +13,7 @@ from benchmarks.common import Result, machine, set_threads
 from util.files import write_json
 
 # Each is a module of this package with `run(quick: bool) -> list[Result]`, in the order of the table; the list is empty
-# where this machine cannot measure it.
+# where it needs a GPU and there is none.
 BENCHMARKS = [
     "logits",
     "label_map",

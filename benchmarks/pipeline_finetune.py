@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.common import Result, paired
+from benchmarks.common import MEAN, STD, Result, paired
 from nota_seg.data.transforms import RandomScaleCrop, TrainTransform
 from nota_seg.models.pixels import normalise
 from util.images import read_image
 
 CROP = (512, 512)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PICTURES = 16
 
 

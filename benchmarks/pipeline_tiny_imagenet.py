@@ -16,14 +16,13 @@ from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import default_collate
 
-from benchmarks.common import Result, paired
+from benchmarks.common import MEAN, STD, Result, paired
 from imagenet_pretrain.augment import TrainTransform, make_erasing
 from nota_seg.models.pixels import normalise
 from util.images import read_image
 
 SIZE, BATCH = 224, 32
 RECIPE = "rand-m9-mstd0.5-inc1"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def drawn(count: int) -> list[bytes]:

@@ -124,10 +124,12 @@ def read_image(source: Source, *, name: str | None = None, orient: bool = True) 
         return pixels
     with _opened(source, name) as (image, called):
         turn = _TURNS.get(_orientation(image)) if orient else None
-        if isinstance(source, bytes) and image.format == "JPEG" and image.mode == "RGB" and turn is None:
-            pixels = _by_opencv(source)
-            if pixels is not None:
-                return pixels
+        if (
+            isinstance(source, bytes)
+            and (image.format, image.mode, turn) == ("JPEG", "RGB", None)
+            and (pixels := _by_opencv(source)) is not None
+        ):
+            return pixels
         image.load()
         rgb = _to_rgb(image, called)
         if turn is not None:

@@ -28,7 +28,7 @@ from util.memory import keep_freed_memory
 cv2.setNumThreads(0)
 keep_freed_memory()
 
-_SAMPLE_GRID = 64  # class shares and mean colours are measured on about this many rows and columns
+_SAMPLE = (64, 64)  # pixels on which class shares and mean colours are measured
 
 
 def fit_factor(height: int, width: int, base_size: tuple[int, int]) -> float:
@@ -112,8 +112,7 @@ class RandomScaleCrop(A.DualTransform):
 
     def _varied(self, cut: np.ndarray) -> bool:
         """Whether no class covers too much of the labelled pixels, judged on a grid of them."""
-        sample = cut[:: max(1, cut.shape[0] // _SAMPLE_GRID), :: max(1, cut.shape[1] // _SAMPLE_GRID)]
-        counts = np.bincount(sample.ravel(), minlength=256)
+        counts = np.bincount(_sampled(cut).ravel(), minlength=256)
         counts[self.ignore] = 0
         total = int(counts.sum())
         return total > 0 and int(counts.max()) <= self.max_class_share * total
@@ -149,6 +148,11 @@ class RandomScaleCrop(A.DualTransform):
         if not (below or right):
             return array
         return cv2.copyMakeBorder(array, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(pad,) * 3)
+
+
+def _sampled(array: np.ndarray) -> np.ndarray:
+    """Pixels at equal distances: they give a share to a percent and a mean to a fraction of a level."""
+    return cv2.resize(array, _SAMPLE, interpolation=cv2.INTER_NEAREST)
 
 
 def _source_range(start: int, length: int, step: float, limit: int) -> tuple[int, int]:
@@ -207,9 +211,7 @@ class Twist(NamedTuple):
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """The picture, (H, W, 3) uint8, with its colours changed."""
-        # Some 4,000 pixels give the mean to a fraction of a level.
-        sample = cv2.resize(image, (_SAMPLE_GRID, _SAMPLE_GRID), interpolation=cv2.INTER_NEAREST)
-        return cv2.transform(image, self.matrix(float(GREY @ cv2.mean(sample)[:3])))
+        return cv2.transform(image, self.matrix(float(GREY @ cv2.mean(_sampled(image))[:3])))
 
 
 class TrainTransform:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,27 +54,29 @@ def test_every_listed_benchmark_can_run() -> None:
         assert callable(importlib.import_module(f"benchmarks.{name}").run)
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """The command sets their number."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 def test_command_writes_json_and_fails_where_results_differ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("benchmarks.start.run", lambda quick: [result(3, 2, 3, equal=False)])
-    threads = torch.get_num_threads()
-    try:
-        assert command.main(["start", "--json", str(tmp_path / "b.json")]) == 1
-    finally:
-        torch.set_num_threads(threads)
+    assert command.main(["start", "--json", str(tmp_path / "b.json")]) == 1
     written = json.loads((tmp_path / "b.json").read_text())
     assert written["results"][0]["verdict"] == "NOT EQUAL" and written["machine"]["threads"] == 1
 
 
+@pytest.mark.usefixtures("threads")
 def test_command_says_what_this_machine_cannot_measure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("benchmarks.start.run", lambda quick: [result(3, 2, 3)])
-    threads = torch.get_num_threads()
-    try:
-        assert command.main(["start", "training_gpu"]) == 0
-    finally:
-        torch.set_num_threads(threads)
+    assert command.main(["start", "training_gpu"]) == 0
     assert "training_gpu: not measured, there is no GPU here" in capsys.readouterr().out
 
 
