@@ -30,8 +30,7 @@ def data(folder: Path, drawn: int) -> tuple[Path, str]:
         return real, "CamVid val"
     from util.synthetic import draw_ade20k
 
-    draw_ade20k(folder, train=1, val=drawn, size=SIZE)
-    return folder, f"{drawn} drawn scenes"
+    return draw_ade20k(folder, train=1, val=drawn, size=SIZE), f"{drawn} drawn scenes"
 
 
 def command(words: list[str], result: Path) -> float:

@@ -7,13 +7,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import scaling, training_gpu
+from benchmarks import scaling, training_gpu, validation
 from benchmarks.common import Result, paired
 from benchmarks.training_step import peak_bytes
+from nota_seg.data.sources import open_source
 from nota_seg.models.registry import DECODERS, MIXERS
 
 
@@ -96,6 +98,19 @@ def test_peak_of_memory() -> None:
             return Output()
 
     assert 12 << 20 <= peak_bytes(Model(), torch.zeros(1), torch.zeros(1)) < 17 << 20
+
+
+def test_validation_without_real_pictures_reads_the_same_on_both_sides(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from benchmarks.validation_peer import Pictures
+
+    monkeypatch.delenv("NOTA_SEG_DATA", raising=False)
+    root, what = validation.data(tmp_path, 2)
+    ours, theirs = open_source(str(root)), Pictures(root)
+    assert what == "2 drawn scenes" and ours.splits["val"] == len(theirs) == 2
+    for i in range(2):
+        assert np.array_equal(ours.read("val", i)[1], theirs[i][1].numpy())
 
 
 def test_scaling_knows_every_component(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
