@@ -19,8 +19,9 @@ from nota_seg.config import EvalSection, FinetuneConfig
 from nota_seg.data.dataset import TrainDataset
 from nota_seg.data.part import Part
 from nota_seg.data.paste import Banks, batch_part
+from nota_seg.data.resize import fit_factor
 from nota_seg.data.sources import SegmentationSource, open_source
-from nota_seg.data.transforms import TrainTransform, fit_factor
+from nota_seg.data.transforms import TrainTransform
 from nota_seg.evaluate import evaluate, format_table
 from nota_seg.inference import Protocol
 from nota_seg.models import create_model, external

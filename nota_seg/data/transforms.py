@@ -1,4 +1,4 @@
-"""Training augmentation as one albumentations pipeline, a function of the picture and a seed; resizing for evaluation.
+"""Training augmentation as one albumentations pipeline, a function of the picture and a seed.
 
 The recipe is the usual one of SegFormer and SegNeXt: scale by 0.5 to 2, crop so that no class covers most of it, flip
 left to right, jitter the colours. Pictures stay bytes; they are normalised on the device.
@@ -20,25 +20,14 @@ import cv2
 import numpy as np
 
 from nota_seg.data.paste import IN_BATCH, PASTES, ObjectBank, build_paste, check_arguments
+from nota_seg.data.resize import fit_factor, scaled_size
 from nota_seg.data.sources.base import IGNORE
 from util.errors import InputError, did_you_mean
 from util.memory import keep_freed_memory
 
-# Loader workers are the parallelism; OpenCV's own threads in each of them would only compete.
-cv2.setNumThreads(0)
 keep_freed_memory()
 
 _SAMPLE = (64, 64)  # pixels on which class shares and mean colours are measured
-
-
-def fit_factor(height: int, width: int, base_size: tuple[int, int]) -> float:
-    """The factor by which a picture fits into (long side, short side), aspect kept, either way up."""
-    longest, shortest = max(base_size), min(base_size)
-    return min(longest / max(height, width), shortest / min(height, width))
-
-
-def _scaled(height: int, width: int, factor: float) -> tuple[int, int]:
-    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
 class RandomScaleCrop(A.DualTransform):
@@ -97,7 +86,7 @@ class RandomScaleCrop(A.DualTransform):
             factor = self.py_random.choice(range(low, high + 1, step)) / min(height, width)
         elif self.base_size is not None:
             factor *= fit_factor(height, width, self.base_size)
-        scaled = _scaled(height, width, factor)
+        scaled = scaled_size(height, width, factor)
         size = min(self.crop_size[0], scaled[0]), min(self.crop_size[1], scaled[1])
         mask = data.get("mask")
         for _ in range(max(1, self.tries)):
@@ -342,22 +331,3 @@ def build_extra(item: dict[str, Any], banks: Callable[[str | None], ObjectBank] 
             return known[name](**arguments)
     except Exception as error:
         raise InputError(f"albumentations refuses {name} with {arguments}: {error}") from None
-
-
-def resize_for_eval(image: np.ndarray, base_size: tuple[int, int] | None) -> np.ndarray:
-    """Fit a picture into (long side, short side), aspect kept, bilinear; None leaves it.
-
-    Args:
-        image: (H, W, 3) uint8.
-        base_size: Pixels.
-
-    Returns:
-        (H', W', 3) uint8.
-    """
-    if base_size is None:
-        return image
-    height, width = image.shape[:2]
-    size = _scaled(height, width, fit_factor(height, width, base_size))
-    if size == (height, width):
-        return image
-    return np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR))

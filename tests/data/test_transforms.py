@@ -13,15 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from nota_seg.data.transforms import (
-    GREY,
-    RandomScaleCrop,
-    TrainTransform,
-    Twist,
-    build_extra,
-    fit_factor,
-    resize_for_eval,
-)
+from nota_seg.data.resize import fit_factor
+from nota_seg.data.transforms import GREY, RandomScaleCrop, TrainTransform, Twist, build_extra
 from util.errors import InputError
 
 
@@ -188,21 +181,6 @@ def test_bad_extra_transforms(item: dict, message: str) -> None:
 def test_borders_of_extra_transforms_are_ignored_pixels() -> None:
     assert build_extra({"type": "Affine", "args": {"rotate": 30}}).fill_mask == 255
     assert build_extra({"type": "Affine", "args": {"rotate": 30, "fill_mask": 1}}).fill_mask == 1
-
-
-@pytest.mark.parametrize(
-    ("size", "base", "expected"),
-    [
-        ((480, 640), (2048, 512), (512, 683)),
-        ((640, 480), (2048, 512), (683, 512)),
-        ((100, 1000), (2048, 512), (205, 2048)),
-        ((512, 700), (2048, 512), (512, 700)),
-        ((123, 45), None, (123, 45)),
-    ],
-)
-def test_resize_for_eval(size: tuple[int, int], base: tuple[int, int] | None, expected: tuple[int, int]) -> None:
-    image = np.zeros((*size, 3), dtype=np.uint8)
-    assert resize_for_eval(image, base).shape[:2] == expected
 
 
 def photo() -> np.ndarray:
