@@ -47,19 +47,19 @@ class ConfusionMatrix:
         if pred.shape != label.shape:
             raise InputError(f"prediction {tuple(pred.shape)} and label {tuple(label.shape)} must have the same shape")
         K = self.num_labels
+        if not label.numel():
+            return
         pred, label = pred.to(self.matrix.device).long(), label.to(self.matrix.device).long()
         valid = label != ignore
-        # One more value than there are classes: it catches everything that would be booked on a wrong cell.
-        label = torch.where((label >= 0) & (label < K), label, K)
-        pred = torch.where((pred >= 0) & (pred < K), pred, K)
-        pairs = torch.where(valid, label * (K + 1) + pred, (K + 1) ** 2)
-        counts = torch.bincount(pairs.flatten(), minlength=(K + 1) ** 2 + 1)[:-1].view(K + 1, K + 1)
-        if int(counts[K].sum() + counts[:, K].sum()):
-            who = "label" if int(counts[K].sum()) else "prediction"
-            raise InputError(
-                f"a {who} has values outside 0..{K - 1} (and {ignore}, ignored): check the class count {K}"
-            )
-        self.matrix += counts[:K, :K]
+        for who, ids in (("label", label), ("prediction", pred)):
+            least, most = torch.aminmax(ids * valid)
+            if least < 0 or most >= K:
+                raise InputError(
+                    f"a {who} has values outside 0..{K - 1} (and {ignore}, ignored): check the class count {K}"
+                )
+        # 0 is what does not count. Products with a mask and 32 bits: `torch.where` takes several times as long.
+        pairs = (label.int() * K + pred.int() + 1) * valid
+        self.matrix += torch.bincount(pairs.flatten(), minlength=K * K + 1)[1:].view(K, K)
 
     def merge(self, other: ConfusionMatrix) -> None:
         """Add the counts of another matrix over the same classes."""
