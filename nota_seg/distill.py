@@ -23,7 +23,8 @@ from nota_seg.data.sources import SegmentationSource
 from nota_seg.finetune import SegmentationTask
 from nota_seg.inference import statistics_of
 from nota_seg.models.loading import load_model, model_folder
-from nota_seg.models.modeling import Encoder, NotaSegPreTrainedModel
+from nota_seg.models.modeling import NotaSegPreTrainedModel
+from nota_seg.models.network import Encoder
 from nota_seg.models.pixels import normalise
 from util.errors import InputError
 from util.progress import Progress

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from nota_seg.inference import Protocol, evaluating, predict_probabilities, protocol_for, to_pixels
-from nota_seg.models.loading import load_model
+from nota_seg.models.loading import load_for_inference
 from util.cleanup import crf_labels, dense_crf, mode_filter
 from util.coco import CocoFile
 from util.errors import InputError
@@ -77,7 +77,7 @@ def load_members(
         raise InputError(f"weights {list(weights)}: give positive numbers")
     members = []
     for path, weight in zip(paths, weights or [1.0] * len(paths), strict=True):
-        model, names = load_model(path, device)
+        model, names = load_for_inference(path, device)
         members.append(Member(model, names, protocol_for(model, **looks), weight))
         if names != members[0].class_names:
             raise InputError(f"{path} knows other classes than {paths[0]}: only models of the same classes can vote")

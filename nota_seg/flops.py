@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from nota_seg.models.modeling import Encoder, NotaSegPreTrainedModel, has_textbook, textbook
+from nota_seg.models.modeling import NotaSegPreTrainedModel
+from nota_seg.models.network import Encoder, has_textbook, textbook
 from util.flops import count
 
 

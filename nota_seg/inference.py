@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nota_seg.models.configuration import IMAGENET_MEAN, IMAGENET_STD
+from nota_seg.data.resize import resize_for_eval
+from nota_seg.models.architecture import IMAGENET_MEAN, IMAGENET_STD
 from nota_seg.models.labels import labels_from_logits
 from nota_seg.models.pixels import normalise
 from nota_seg.views import Change, View, band_height
@@ -132,8 +133,6 @@ def statistics_of(model: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
 def to_pixels(image: np.ndarray, base_size: Size | None) -> Tensor:
     """A picture (H, W, 3) uint8 RGB, fitted to `base_size` (long, short) if there is one, as a (3, h, w) tensor."""
     if base_size is not None:
-        from nota_seg.data.transforms import resize_for_eval  # brings the whole augmentation library along
-
         image = resize_for_eval(image, base_size)
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
@@ -216,7 +215,7 @@ def predict_probabilities(model: nn.Module, pixel_values: Tensor, size: Size, pr
         model: Anything with `forward(pixel_values).logits`, in evaluation mode.
         pixel_values: (B, 3, h, w) uint8 RGB on the model's device.
         size: (H, W) of the result.
-        protocol: Views, windows, precision. Its `base_size` is the caller's to apply, see `transforms.resize_for_eval`.
+        protocol: Views, windows, precision. Its `base_size` is the caller's to apply, see `resize_for_eval`.
 
     Returns:
         (B, K, H, W) float32. Beside this only bands of it, and the model's coarse logits of the windows in the band at

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nota_seg.models.configuration import NotaSegConfig, StageConfig
+from nota_seg.models.architecture import StageConfig
+from nota_seg.models.configuration import NotaSegConfig
 from nota_seg.models.norms import NORMS
 from nota_seg.models.registry import BLOCKS, DECODERS, FEEDFORWARDS, MIXERS, SKIPS, STEMS
 from util.flops import count

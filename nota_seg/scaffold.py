@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nota_seg
-from nota_seg.models.configuration import PER_STAGE
+from nota_seg.models.architecture import PER_STAGE
 from nota_seg.models.registry import DECODERS
 from util.errors import InputError, did_you_mean
 from util.files import write_text

@@ -1,5 +1,4 @@
 import json
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -121,7 +120,7 @@ def test_labels_keep_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(base_size)
         return image.repeat(2, axis=0).repeat(2, axis=1)
 
-    monkeypatch.setitem(sys.modules, "nota_seg.data.transforms", SimpleNamespace(resize_for_eval=twice))
+    monkeypatch.setattr("nota_seg.inference.resize_for_eval", twice)
     seen: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
     result = run(
         protocol=Protocol(base_size=(60, 40)),

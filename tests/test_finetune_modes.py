@@ -132,7 +132,7 @@ def test_pictures_reach_the_network_normalised_once(
 ) -> None:
     """In training as in evaluation: (value / 255 - mean) / std with statistics of 0..1. Divided by 255 once more they
     would hardly differ from each other; not at all, they would be of the order of 500."""
-    from nota_seg.models.configuration import IMAGENET_MEAN, IMAGENET_STD
+    from nota_seg.models.architecture import IMAGENET_MEAN, IMAGENET_STD
 
     inputs: dict[bool, list[torch.Tensor]] = {True: [], False: []}
     real = nota_seg.finetune.build_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,20 @@ def test_nothing_runs_its_input(pattern: str) -> None:
             assert not ast.unparse(call).startswith(pattern), f"{file}:{call.lineno}"
             if ast.unparse(call.func) == "torch.load":
                 assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords), file
+
+
+def test_evaluation_does_without_transformers_and_augmentation(scenes: Path, tmp_path: Path) -> None:
+    """They would take longer to import than a hundred pictures to look at."""
+    nota_seg.create_model("segformer-b0", depths=[1, 1, 1, 1], num_labels=8).save_pretrained(tmp_path / "model")
+    words = ["eval", "--data-dir", str(scenes), "--pretrain", str(tmp_path / "model"), "--device", "cpu", "--json", "-"]
+    code = f"""
+import sys
+from nota_seg.cli import app
+app({words}, standalone_mode=False)
+print(*(name for name in ("transformers", "albumentations", "accelerate") if name in sys.modules), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["images"] == 4 and done.stderr.splitlines()[-1] == ""
 
 
 def test_loading_a_model_brings_no_library_that_it_does_not_use(tmp_path: Path) -> None:

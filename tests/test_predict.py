@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import nota_seg
 from nota_seg.inference import Protocol
-from nota_seg.models.loading import load_model
+from nota_seg.models.loading import load_for_inference, load_model
 from nota_seg.predict import find_pictures, output_names, predict
 from util.errors import InputError
 
@@ -116,8 +118,16 @@ def test_nothing_to_do(tmp_path: Path) -> None:
         run([tmp_path / "missing.png"], tmp_path / "out")
 
 
-def test_load_model(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model, names = load_model(saved)
+Load = Callable[..., tuple[nn.Module, list[str]]]
+
+
+@pytest.fixture(params=[load_model, load_for_inference], ids=lambda load: load.__name__)
+def load(request: pytest.FixtureRequest) -> Load:
+    return request.param
+
+
+def test_load_model(load: Load, saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model, names = load(saved)
     assert names == NAMES and not model.training
     for (key, a), b in zip(tiny().state_dict().items(), model.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
@@ -125,36 +135,36 @@ def test_load_model(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert captured.out == captured.err == ""
 
 
-def test_load_model_from_a_run_folder(saved: Path, tmp_path: Path) -> None:
+def test_load_model_from_a_run_folder(load: Load, saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved, tmp_path / "last")
-    assert load_model(tmp_path)[1] == NAMES
+    assert load(tmp_path)[1] == NAMES
     tiny(classes=3).save_pretrained(tmp_path / "best")
-    assert len(load_model(tmp_path)[1]) == 3
+    assert len(load(tmp_path)[1]) == 3
 
 
-def test_load_other_models_of_transformers(tmp_path: Path) -> None:
+def test_load_other_models_of_transformers(load: Load, tmp_path: Path) -> None:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     config = SegformerConfig(
         depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8, num_labels=3
     )
     SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
-    assert len(load_model(tmp_path)[1]) == 3
+    assert len(load(tmp_path)[1]) == 3
 
 
-def test_folders_that_are_no_model(saved: Path, tmp_path: Path) -> None:
+def test_folders_that_are_no_model(load: Load, saved: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
-        load_model(tmp_path / "nobody" / "nothing")
+        load(tmp_path / "nobody" / "nothing")
     with pytest.raises(InputError, match=r"best/ and last/"):
-        load_model(tmp_path)
+        load(tmp_path)
     with pytest.raises(InputError, match="convert"):
-        load_model(saved / "model.safetensors")
+        load(saved / "model.safetensors")
     tiny("classification").save_pretrained(tmp_path / "cls")
     with pytest.raises(InputError, match="finetune"):
-        load_model(tmp_path / "cls")
+        load(tmp_path / "cls")
 
 
-def test_weights_that_do_not_fit(saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_do_not_fit(load: Load, saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(saved, folder)
     weights = load_file(folder / "model.safetensors")
@@ -163,20 +173,20 @@ def test_weights_that_do_not_fit(saved: Path, tmp_path: Path, capfd: pytest.Capt
     weights["left.over"] = torch.zeros(1)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"1 missing.*1 unexpected") as error:
-        load_model(folder)
+        load(folder)
     assert removed in str(error.value) and "left.over" in str(error.value)
     assert capfd.readouterr().err == ""
     weights = load_file(saved / "model.safetensors")
     weights[removed] = torch.zeros(1, 2, 3)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError):
-        load_model(folder)
+        load(folder)
     (folder / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(InputError, match="cannot load"):
-        load_model(folder)
+        load(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="cannot load"):
-        load_model(folder)
+        load(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json"):
-        load_model(folder)
+        load(folder)

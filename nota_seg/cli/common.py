@@ -218,6 +218,10 @@ def print_json(value: Any) -> None:
 
 def quiet_libraries() -> None:
     """transformers' own progress bars and load tables say nothing that our lines do not."""
+    if "transformers" not in sys.modules:  # whoever needs it imports it later, and not every verb does
+        os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        return
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -60,7 +60,7 @@ def evaluate(
     from nota_seg.evaluate import evaluate as run
     from nota_seg.evaluate import format_table
     from nota_seg.inference import protocol_for
-    from nota_seg.models.loading import load_model
+    from nota_seg.models.loading import load_for_inference
     from nota_seg.picture_counts import PictureCounts, Row, count_picture
     from util.files import write_json
     from util.progress import Progress
@@ -73,7 +73,7 @@ def evaluate(
     chosen["flip"] |= flip
     if base_size is not None:
         chosen["base_size"] = None if base_size.lower() == "none" else parse_size(base_size, "--base-size")
-    model, _ = load_model(pretrain, torch_dev)
+    model, _ = load_for_inference(pretrain, torch_dev)
     protocol = protocol_for(model, **chosen)
     source = open_source(data_dir)
     total = source.splits.get(split, 0)

@@ -23,13 +23,13 @@ def predict(
     """
     torch_dev = torch_device(device)
     from nota_seg.inference import protocol_for
-    from nota_seg.models.loading import load_model
+    from nota_seg.models.loading import load_for_inference
     from nota_seg.predict import find_pictures
     from nota_seg.predict import predict as run
     from util.progress import Progress
 
     quiet_libraries()
-    model, class_names = load_model(pretrain, torch_dev)
+    model, class_names = load_for_inference(pretrain, torch_dev)
     with Progress(len(find_pictures(images, output_dir)), "predicting") as progress:
         written = run(
             model, images, output_dir, protocol_for(model), class_names=class_names, device=torch_dev, overwrite=overwrite,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from nota_seg.models.configuration import StageConfig
+from nota_seg.models.architecture import StageConfig
 from nota_seg.models.registry import FEEDFORWARDS, MIXERS, SKIPS
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
-from nota_seg.models.configuration import NotaSegConfig
+from nota_seg.models.architecture import NETWORK_KEYS, NetworkConfig
+from nota_seg.models.network import InferenceConfig, SegmentationNetwork
 from util.errors import InputError
 
 LAYOUT = "a model folder holds config.json and model.safetensors; a run folder holds such folders as best/ and last/"
@@ -97,12 +99,56 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn
     return model, [names.get(i, f"class {i}") for i in range(config.num_labels)]
 
 
+def load_for_inference(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, list[str]]:
+    """As `load_model`, of our own models the network alone: importing transformers takes longer than many pictures do.
+
+    Returns:
+        The model in evaluation mode, for `nota_seg.inference` (it takes no labels and is not saved), and its class
+        names in the order of the classes.
+
+    Raises:
+        InputError: As `load_model`.
+    """
+    folder = model_folder(path)
+    network = _network(folder, _settings(folder))
+    if network is None:
+        return load_model(path, device)
+    names = network.config.id2label
+    return network.to(device).eval(), [names[i] for i in range(len(names))]
+
+
+def _network(folder: Path, settings: dict[str, Any]) -> SegmentationNetwork | None:
+    """The network of a folder that we saved, as we save it; None of every other, which is transformers' to load or to
+    complain of."""
+    saved = (settings.get("model_type"), settings.get("architectures"), settings.get("dtype"))
+    if saved != (NetworkConfig.model_type, ["NotaSegForSemanticSegmentation"], "float32"):
+        return None
+    try:
+        id2label = {int(i): str(name) for i, name in settings["id2label"].items()}
+        config = InferenceConfig(id2label, **{k: settings[k] for k in NETWORK_KEYS & settings.keys()})
+        if sorted(id2label) != list(range(config.num_labels)):
+            return None
+        weights = load_file(folder / "model.safetensors")
+        if any(w.is_floating_point() and w.dtype != torch.float32 for w in weights.values()):
+            return None
+        with torch.device("meta"):  # initial values would be drawn for nothing
+            network = SegmentationNetwork(config)
+        if {name for name, _ in network.named_buffers()} - weights.keys():
+            return None  # a buffer that no file holds would stay empty
+        # Copies: a file's numbers may lie where vector instructions are slow, and vanish with the file.
+        network.load_state_dict({name: w.clone() for name, w in weights.items()}, assign=True)
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError):
+        return None
+    return network
+
+
 def _classes(settings: dict[str, Any]) -> tuple[Any, Any]:
     """What reads the configuration and the weights: our own class, or else one of transformers' Auto classes.
 
     The Auto classes know ours too, since `import nota_seg`, but bring a second of libraries along that generate text.
     """
-    if settings.get("model_type") == NotaSegConfig.model_type:
+    if settings.get("model_type") == NetworkConfig.model_type:
+        from nota_seg.models.configuration import NotaSegConfig
         from nota_seg.models.modeling import NotaSegForSemanticSegmentation
 
         return NotaSegConfig, NotaSegForSemanticSegmentation

@@ -11,7 +11,8 @@ from copy import deepcopy
 from typing import Any
 
 from nota_seg.models import external
-from nota_seg.models.configuration import PER_STAGE, Architecture, NotaSegConfig
+from nota_seg.models.architecture import PER_STAGE, Architecture
+from nota_seg.models.configuration import NotaSegConfig
 from nota_seg.models.families import FAMILIES
 from nota_seg.models.registry import DECODERS, FEEDFORWARDS, MIXERS, SKIPS, STEMS, Registry
 from util.errors import InputError, did_you_mean

@@ -14,6 +14,8 @@ from transformers import AutoModelForSemanticSegmentation
 import nota_seg
 from nota_seg.export import Logits
 from nota_seg.flops import cost
+from nota_seg.models.loading import load_for_inference
+from nota_seg.models.network import SegmentationNetwork
 from nota_seg.models.registry import DECODERS, FEEDFORWARDS, MIXERS, SKIPS, STEMS
 from util.errors import InputError
 
@@ -75,6 +77,11 @@ def test_saved_and_loaded_by_auto_class(kind: str, name: str, tmp_path: Path) ->
         # Loaded weights may lie elsewhere in memory, and a kernel's last bit depends on their alignment.
         assert (again(x).logits - logits).abs().max() <= 1e-5 * logits.abs().max()
     assert again.config.to_dict()["stages"] == model.config.to_dict()["stages"]
+    network, names = load_for_inference(tmp_path)
+    assert type(network) is SegmentationNetwork and not network.training and len(names) == logits.shape[1]
+    with torch.no_grad():
+        assert (network(x).logits - logits).abs().max() <= 1e-5 * logits.abs().max()
+        assert network.predict_labels(x).shape == (1, 65, 97)
 
 
 @components

@@ -21,7 +21,7 @@ from nota_seg.models.decoders.fpn import FPN
 from nota_seg.models.decoders.hamburger import NMF, Hamburger
 from nota_seg.models.decoders.lawin import LawinASPP
 from nota_seg.models.decoders.uper import UPerNet
-from nota_seg.models.modeling import textbook
+from nota_seg.models.network import textbook
 from nota_seg.models.registry import DECODERS
 from nota_seg.models.stems.next import PatchEmbedding
 from util.errors import InputError

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nota_seg.models import StageConfig, create_config, create_model
 from nota_seg.models.block import Block
 from nota_seg.models.mixers.msca import MSCA
-from nota_seg.models.modeling import textbook
+from nota_seg.models.network import textbook
 from nota_seg.models.registry import FEEDFORWARDS, MIXERS, SKIPS
 from util.errors import InputError
 

@@ -121,7 +121,7 @@ def test_vectors_of_the_published_modules(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["segformer-b0", "segformer-b2"])
 def test_the_head_in_the_textbook_order_is_equal(name: str) -> None:
-    from nota_seg.models.modeling import textbook
+    from nota_seg.models.network import textbook
 
     model = nota_seg.create_model(name, num_labels=20).eval()
     shake(model)

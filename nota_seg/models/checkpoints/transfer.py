@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nota_seg.models.architecture import PER_STAGE
 from nota_seg.models.checkpoints.format import Format, State
 from nota_seg.models.checkpoints.hints import fitting_names, same_family, same_numbers
 from nota_seg.models.checkpoints.reading import read_state_dict
 from nota_seg.models.checkpoints.report import TransferReport
-from nota_seg.models.configuration import PER_STAGE
 from util.errors import InputError
 
 Provided = list[dict[str, frozenset[str]]]  # by stage and kind, component names

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from nota_seg.models.configuration import IMAGENET_MEAN, IMAGENET_STD
+from nota_seg.models.architecture import IMAGENET_MEAN, IMAGENET_STD
 from nota_seg.models.modeling import NotaSegPreTrainedModel
 from util.errors import InputError
 from util.progress import Progress

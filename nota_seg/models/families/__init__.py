@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nota_seg.models.configuration import Architecture
+from nota_seg.models.architecture import Architecture
 from nota_seg.models.families.nextvit import NEXTVIT
 from nota_seg.models.families.nota import NOTA
 from nota_seg.models.families.pvtv2 import PVTV2

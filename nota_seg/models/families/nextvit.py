@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nota_seg.models.configuration import Architecture
+from nota_seg.models.architecture import Architecture
 
 
 def nextvit(repeats: int) -> Architecture:

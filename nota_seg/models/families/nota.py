@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nota_seg.models.configuration import Architecture
+from nota_seg.models.architecture import Architecture
 from nota_seg.models.families.segnext import segnext
 
 DIMS = (64, 128, 256, 512)

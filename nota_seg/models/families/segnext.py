@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nota_seg.models.configuration import Architecture
+from nota_seg.models.architecture import Architecture
 
 
 def segnext(
