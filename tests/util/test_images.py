@@ -56,6 +56,7 @@ def test_a_jpeg_is_decoded_as_pillow_does_and_never_in_part(options: dict[str, o
     smooth.save(file, "JPEG", **options)
     data = file.getvalue()
     assert np.abs(read_image(data).astype(int) - np.asarray(Image.open(file).convert("RGB"))).max() <= 1
+    assert np.array_equal(read_image(data + b"behind its end"), read_image(data))
     for share in (0.4, 0.7, 0.99):
         with pytest.raises(InputError, match="damaged"):
             read_image(data[: int(share * len(data))])
