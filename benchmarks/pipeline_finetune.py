@@ -8,6 +8,7 @@ device is the same core.
 from __future__ import annotations
 
 import io
+import random
 from functools import partial
 
 import albumentations as A
@@ -101,11 +102,10 @@ def same_crop(ours: TrainTransform, item: tuple[bytes, np.ndarray]) -> bool:
     """Whether the crop that was resized alone is that of the picture resized whole."""
     image = read_image(item[0])
     step = RandomScaleCrop(CROP, max_class_share=1.0, scale=(1.5, 1.5))
-    step.set_random_seed(1)
-    crop = step(image=image, mask=item[1])["image"].astype(int)
-    y0, _, x0, _ = step.params["cut"]
+    window = step.window(item[1], random.Random(1))
+    crop = step.of_image(image, window).astype(int)
     whole = cv2.resize(image, None, fx=1.5, fy=1.5, interpolation=cv2.INTER_LINEAR)
-    top, left = round(y0 * 1.5), round(x0 * 1.5)
+    top, left = (round(source.start * 1.5) for source in window.cut)
     best = min(
         np.abs(whole[t : t + CROP[0], s : s + CROP[1]].astype(int) - crop).mean()
         for t in (top - 1, top, top + 1)

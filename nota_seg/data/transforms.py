@@ -1,12 +1,14 @@
-"""Training augmentation as one albumentations pipeline, a function of the picture and a seed.
+"""Training augmentation, a function of the picture and a seed.
 
 The recipe is the usual one of SegFormer and SegNeXt: scale by 0.5 to 2, crop so that no class covers most of it, flip
-left to right, jitter the colours. Pictures stay bytes; they are normalised on the device.
+left to right, jitter the colours. That is one step here, on as few pixels as can be; albumentations' transforms can
+follow. Pictures stay bytes; they are normalised on the device.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import random
 import warnings
@@ -30,12 +32,27 @@ keep_freed_memory()
 _SAMPLE = (64, 64)  # pixels on which class shares and mean colours are measured
 
 
-class RandomScaleCrop(A.DualTransform):
-    """A random crop of the randomly scaled picture with its colours jittered, without scaling the whole picture.
+class Window(NamedTuple):
+    """Where a crop lies in the source picture, and what becomes of it."""
+
+    cut: tuple[slice, slice]  # source pixels, rows and columns
+    size: tuple[int, int]  # (height, width) that the cut is resized to
+    twist: Twist | None
+    mirror: bool
+
+    @property
+    def enlarged(self) -> bool:
+        rows, columns = self.cut
+        return (rows.stop - rows.start) * (columns.stop - columns.start) < self.size[0] * self.size[1]
+
+
+class RandomScaleCrop:
+    """A random crop of the randomly scaled picture, mirrored or not and with its colours jittered, without scaling the
+    whole picture.
 
     A window is chosen in the scaled picture, mapped back to the source, cut out there, and only the cut is resized.
-    The window's corners are rounded to source pixels, for picture and mask alike. The colours are changed where there
-    are fewer pixels, before or after the resizing: both are linear, and commute but for the rounding and clipping.
+    The window's corners are rounded to source pixels, for picture and mask alike. It is mirrored and its colours are
+    changed where there are fewer pixels, before or after the resizing: they commute but for the rounding and clipping.
 
     Args:
         crop_size: (height, width) of the result. A smaller scaled picture is padded at the right and the bottom, with
@@ -48,18 +65,8 @@ class RandomScaleCrop(A.DualTransform):
         tries: Most draws of a window; the last one is kept.
         ignore: Label of unlabelled pixels.
         jitter: Strengths of the changes in colour, see `Twist.draw`; None for no change.
-        p: Always 1: the result must have the crop's size.
+        flip: Probability of being mirrored left to right.
     """
-
-    class InitSchema(A.DualTransform.InitSchema):
-        crop_size: tuple[int, int]
-        base_size: tuple[int, int] | None
-        scale: tuple[float, float]
-        max_class_share: float
-        tries: int
-        ignore: int
-        short_side: tuple[int, int, int] | None
-        jitter: tuple[float, float, float, float] | None
 
     def __init__(
         self,
@@ -71,66 +78,63 @@ class RandomScaleCrop(A.DualTransform):
         ignore: int = IGNORE,
         short_side: tuple[int, int, int] | None = None,
         jitter: tuple[float, float, float, float] | None = None,
-        p: float = 1.0,
+        flip: float = 0.0,
     ) -> None:
-        super().__init__(p=p)
-        self.short_side, self.jitter = short_side, jitter
         self.crop_size, self.base_size, self.scale = crop_size, base_size, scale
+        self.short_side, self.jitter, self.flip = short_side, jitter, flip
         self.max_class_share, self.tries, self.ignore = max_class_share, tries, ignore
 
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        height, width = params["shape"][:2]
-        factor = self.py_random.uniform(*self.scale)
+    def __call__(self, image: np.ndarray, label: np.ndarray, draw: random.Random) -> tuple[np.ndarray, np.ndarray]:
+        """The crop of a picture (H, W, 3) uint8 and its label map (H, W) uint8, with the numbers that `draw` gives."""
+        window = self.window(label, draw)
+        return self.of_image(image, window), self.of_label(label, window)
+
+    def window(self, label: np.ndarray, draw: random.Random) -> Window:
+        """One at random."""
+        height, width = label.shape
+        factor = draw.uniform(*self.scale)
         if self.short_side is not None:
             low, high, step = self.short_side
-            factor = self.py_random.choice(range(low, high + 1, step)) / min(height, width)
+            factor = draw.choice(range(low, high + 1, step)) / min(height, width)
         elif self.base_size is not None:
             factor *= fit_factor(height, width, self.base_size)
         scaled = scaled_size(height, width, factor)
         size = min(self.crop_size[0], scaled[0]), min(self.crop_size[1], scaled[1])
-        mask = data.get("mask")
         for _ in range(max(1, self.tries)):
-            top = self.py_random.randint(0, scaled[0] - size[0])
-            left = self.py_random.randint(0, scaled[1] - size[1])
-            y0, y1 = _source_range(top, size[0], height / scaled[0], height)
-            x0, x1 = _source_range(left, size[1], width / scaled[1], width)
-            if mask is None or self._varied(mask[y0:y1, x0:x1]):
+            top, left = draw.randint(0, scaled[0] - size[0]), draw.randint(0, scaled[1] - size[1])
+            rows = _source_range(top, size[0], height / scaled[0], height)
+            columns = _source_range(left, size[1], width / scaled[1], width)
+            if self._varied(label[rows, columns]):
                 break
-        twist = None if self.jitter is None else Twist.draw(self.py_random, self.jitter)
-        return {"cut": (y0, y1, x0, x1), "size": size, "twist": twist}
+        twist = None if self.jitter is None else Twist.draw(draw, self.jitter)
+        return Window((rows, columns), size, twist, draw.random() < self.flip)
 
     def _varied(self, cut: np.ndarray) -> bool:
         """Whether no class covers too much of the labelled pixels, judged on a grid of them."""
-        counts = np.bincount(_sampled(cut).ravel(), minlength=256)
+        sample = _sampled(cut)
+        counts = np.bincount(sample.ravel(), minlength=256)
+        labelled = sample.size - int(counts[self.ignore])
         counts[self.ignore] = 0
-        total = int(counts.sum())
-        return total > 0 and int(counts.max()) <= self.max_class_share * total
+        return labelled > 0 and int(counts.max()) <= self.max_class_share * labelled
 
-    def apply(
-        self,
-        img: np.ndarray,
-        cut: tuple[int, ...] = (),
-        size: tuple[int, int] = (1, 1),
-        twist: Twist | None = None,
-        **_: Any,
-    ) -> np.ndarray:
-        y0, y1, x0, x1 = cut
-        part = img[y0:y1, x0:x1]
-        enlarged = part.shape[0] * part.shape[1] < size[0] * size[1]
-        if twist is not None and enlarged:
-            part = twist(part)
-        part = cv2.resize(part, size[::-1], interpolation=cv2.INTER_LINEAR)
-        if twist is not None and not enlarged:
-            part = twist(part)
-        return self._padded(part, 0)
+    def of_image(self, image: np.ndarray, window: Window) -> np.ndarray:
+        """(h, w, 3) uint8."""
 
-    def apply_to_mask(
-        self, mask: np.ndarray, cut: tuple[int, ...] = (), size: tuple[int, int] = (1, 1), **_: Any
-    ) -> np.ndarray:
-        y0, y1, x0, x1 = cut
+        def change(part: np.ndarray) -> np.ndarray:
+            part = part if window.twist is None else window.twist(part)
+            return cv2.flip(part, 1) if window.mirror else part
+
+        part = image[window.cut]
+        if window.enlarged:
+            part = change(part)
+        part = cv2.resize(part, window.size[::-1], interpolation=cv2.INTER_LINEAR)
+        return self._padded(part if window.enlarged else change(part), 0)
+
+    def of_label(self, label: np.ndarray, window: Window) -> np.ndarray:
+        """(h, w) uint8."""
         # NEAREST_EXACT takes the pixel at the same centre as LINEAR does; plain NEAREST is off by up to half a pixel.
-        part = cv2.resize(mask[y0:y1, x0:x1], size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        return self._padded(part, self.ignore)
+        part = cv2.resize(label[window.cut], window.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        return self._padded(cv2.flip(part, 1) if window.mirror else part, self.ignore)
 
     def _padded(self, array: np.ndarray, pad: int) -> np.ndarray:
         below, right = self.crop_size[0] - array.shape[0], self.crop_size[1] - array.shape[1]
@@ -144,13 +148,13 @@ def _sampled(array: np.ndarray) -> np.ndarray:
     return cv2.resize(array, _SAMPLE, interpolation=cv2.INTER_NEAREST)
 
 
-def _source_range(start: int, length: int, step: float, limit: int) -> tuple[int, int]:
+def _source_range(start: int, length: int, step: float, limit: int) -> slice:
     """The source pixels under `length` scaled ones from `start`; `step` source pixels each; at least one."""
     first = min(round(start * step), limit - 1)
-    return first, max(first + 1, min(round((start + length) * step), limit))
+    return slice(first, max(first + 1, min(round((start + length) * step), limit)))
 
 
-GREY = np.array([0.299, 0.587, 0.114])  # luma of ITU-R BT.601
+GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
 YIQ = np.array([GREY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 # What an RGB colour is made of: its grey, what is left without that, and this turned by a quarter around the grey axis.
 _GREY = np.tile(GREY, (3, 1))
@@ -193,14 +197,17 @@ class Twist(NamedTuple):
 
     def matrix(self, grey: float) -> np.ndarray:
         """The (3, 4) matrix that changes an RGB colour with a 1 behind it, in a picture of this mean grey."""
-        angle = 2 * np.pi * self.hue
-        colour = np.cos(angle) * _COLOUR + np.sin(angle) * _QUARTER_TURN
-        linear = self.brightness * self.contrast * (_GREY + self.saturation * colour)
-        return np.column_stack([linear, np.full(3, self.brightness * (1 - self.contrast) * grey)])
+        angle = 2 * math.pi * self.hue
+        colour = math.cos(angle) * _COLOUR + math.sin(angle) * _QUARTER_TURN
+        matrix = np.empty((3, 4))
+        matrix[:, :3] = self.brightness * self.contrast * (_GREY + self.saturation * colour)
+        matrix[:, 3] = self.brightness * (1 - self.contrast) * grey
+        return matrix
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """The picture, (H, W, 3) uint8, with its colours changed."""
-        return cv2.transform(image, self.matrix(float(GREY @ cv2.mean(_sampled(image))[:3])))
+        red, green, blue, _ = cv2.mean(_sampled(image))
+        return cv2.transform(image, self.matrix(red * GREY[0] + green * GREY[1] + blue * GREY[2]))
 
 
 class TrainTransform:
@@ -237,12 +244,10 @@ class TrainTransform:
     ) -> None:
         extra = [item for item in extra if not (isinstance(item, dict) and item.get("type") == IN_BATCH)]
         self.crop_size = (crop_size[0], crop_size[1])
-        steps: list[A.BasicTransform] = [
-            RandomScaleCrop(self.crop_size, base_size, scale, max_class_share, short_side=short_side, jitter=jitter),
-            A.HorizontalFlip(p=flip),
-        ]
-        steps += [build_extra(item, banks) for item in extra]
-        self._pipeline = A.Compose(steps)
+        self._crop = RandomScaleCrop(
+            self.crop_size, base_size, scale, max_class_share, short_side=short_side, jitter=jitter, flip=flip
+        )
+        self._extra = A.Compose([build_extra(item, banks) for item in extra]) if extra else None
         if extra:
             self._rehearse()
 
@@ -257,10 +262,14 @@ class TrainTransform:
         Returns:
             (h, w, 3) uint8 and (h, w) uint8.
         """
-        # One pair of generators for the whole pipeline. Compose.set_random_seed would start every transform from the
-        # same number, and whether a picture is flipped would follow from its scale.
-        self._pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        result = self._pipeline(image=image, mask=label)
+        draw = random.Random(seed)
+        image, label = self._crop(image, label, draw)
+        if self._extra is None:
+            return image, label
+        # One pair of generators for all of them. Compose.set_random_seed would start every transform from the same
+        # number, and what one does would follow from what another did.
+        self._extra.set_random_state(np.random.default_rng(seed), draw)
+        result = self._extra(image=image, mask=label)
         return result["image"], result["mask"]
 
     def _rehearse(self) -> None:

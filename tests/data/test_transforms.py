@@ -30,11 +30,10 @@ def ramps(height: int, width: int) -> np.ndarray:
 def test_crop_equals_resizing_the_whole(size: tuple[int, int], base: tuple[int, int] | None, seed: int) -> None:
     image, crop = ramps(*size), (96, 80)
     transform = RandomScaleCrop(crop, base, max_class_share=1.0)  # the first window is taken
-    transform.set_random_seed(seed)
     label = image[..., 0] % 200
-    result = transform(image=image, mask=label)
-    y0, y1, x0, x1 = transform.params["cut"]
-    height, width = transform.params["size"]
+    window = transform.window(label, random.Random(seed))
+    out, mask = transform(image, label, random.Random(seed))
+    height, width = window.size
 
     # The same draws, the long way round: resize everything, then cut the window out.
     draws = random.Random(seed)
@@ -43,23 +42,43 @@ def test_crop_equals_resizing_the_whole(size: tuple[int, int], base: tuple[int, 
     whole = cv2.resize(image, scaled[::-1], interpolation=cv2.INTER_LINEAR)
     top, left = draws.randint(0, scaled[0] - height), draws.randint(0, scaled[1] - width)
     naive = whole[top : top + height, left : left + width].astype(float)
-    error = np.abs(result["image"][:height, :width].astype(float) - naive)
+    error = np.abs(out[:height, :width].astype(float) - naive)
     assert error.max() < 1.5, error.max()
     assert error.mean() < 0.75
-    assert (result["image"][height:] == 0).all() and (result["mask"][height:] == 255).all()
-    assert (result["image"][:, width:] == 0).all() and (result["mask"][:, width:] == 255).all()
-    assert (height, width) == (min(96, scaled[0]), min(80, scaled[1])) and y1 <= size[0] and x1 <= size[1]
+    assert (out[height:] == 0).all() and (mask[height:] == 255).all()
+    assert (out[:, width:] == 0).all() and (mask[:, width:] == 255).all()
+    assert (height, width) == (min(96, scaled[0]), min(80, scaled[1]))
+    assert all(part.stop <= side for part, side in zip(window.cut, size, strict=True))
     # In source pixels the picture's row and the mask's row agree.
-    rows = result["image"][:height, :width, 0].astype(int)
+    rows = out[:height, :width, 0].astype(int)
     inside = rows < 199
-    assert np.abs(rows - result["mask"][:height, :width])[inside].max() <= 1
+    assert np.abs(rows - mask[:height, :width])[inside].max() <= 1
+
+
+@pytest.mark.parametrize("scale", [0.6, 1.0, 1.7])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_mirrored_crop_is_the_mirror_image_of_the_crop(scale: float, seed: int) -> None:
+    """Picture and mask alike, mirrored before they are resized or after; what is padded stays at the right."""
+    image = cv2.resize(photo(), (160, 120), interpolation=cv2.INTER_CUBIC)
+    label = image[..., 0] // 8
+    transform = RandomScaleCrop((96, 110), scale=(scale, scale), jitter=(0.1, 0.1, 0.1, 0.02), flip=1.0)
+    mirrored = transform.window(label, random.Random(seed))
+    assert mirrored.mirror and mirrored.enlarged == (scale > 1)
+    plain = mirrored._replace(mirror=False)
+    height, width = plain.size
+    expected = transform.of_image(image, plain)[:height, :width][:, ::-1].astype(int)
+    out = transform.of_image(image, mirrored)
+    assert np.abs(out[:height, :width] - expected).max() <= 1 and not out[:, width:].any()
+    mask = transform.of_label(label, mirrored)
+    assert np.array_equal(mask[:height, :width], transform.of_label(label, plain)[:height, :width][:, ::-1])
+    assert (mask[:, width:] == 255).all()
 
 
 def test_without_cutting_it_is_the_plain_resize() -> None:
     image = ramps(50, 60)
     transform = RandomScaleCrop((300, 300), scale=(1.5, 1.5))
-    result = transform(image=image, mask=image[..., 0])
-    assert np.array_equal(result["image"][:75, :90], cv2.resize(image, (90, 75), interpolation=cv2.INTER_LINEAR))
+    out, _ = transform(image, image[..., 0], random.Random(0))
+    assert np.array_equal(out[:75, :90], cv2.resize(image, (90, 75), interpolation=cv2.INTER_LINEAR))
 
 
 def test_all_windows_are_reached() -> None:
@@ -67,8 +86,8 @@ def test_all_windows_are_reached() -> None:
     transform = RandomScaleCrop((50, 50), scale=(1.0, 1.0))
     tops = set()
     for seed in range(400):
-        transform.set_random_seed(seed)
-        tops.add(int(transform(image=image, mask=image[..., 0])["image"][0, 0, 0]))
+        out, _ = transform(image, image[..., 0], random.Random(seed))
+        tops.add(int(out[0, 0, 0]))
     assert min(tops) == 0 and max(tops) == 50 and len(tops) > 45
 
 
@@ -88,8 +107,7 @@ def test_no_class_covers_most_of_a_crop() -> None:
         transform = RandomScaleCrop((50, 50), scale=(1.0, 1.0), max_class_share=limit)
         shares = []
         for seed in range(60):
-            transform.set_random_seed(seed)
-            crop = transform(image=image, mask=label)["mask"]
+            _, crop = transform(image, label, random.Random(seed))
             shares.append(float(np.bincount(crop.ravel()).max() / crop.size))
         return shares
 
@@ -132,14 +150,19 @@ def test_the_seed_decides_everything() -> None:
     assert len({out.tobytes() for out, _ in expected}) == 12
 
 
-def test_flip_does_not_follow_from_the_scale() -> None:
+@pytest.mark.parametrize(
+    ("flip", "extra"), [(0.5, []), (0.0, [{"type": "HorizontalFlip", "args": {"p": 0.5}}])], ids=["own", "extra"]
+)
+def test_flip_does_not_follow_from_the_scale(flip: float, extra: list[dict[str, object]]) -> None:
     """With one seed for every transform, each would begin with the same number."""
-    image = ramps(100, 100)
-    transform = TrainTransform((400, 400), jitter=None)  # larger than any scaled picture: the scale can be read off
+    image, label = ramps(100, 100), np.zeros((100, 100), np.uint8)
+    label[:, 50:] = 1
+    # The crop is larger than any scaled picture: the scale can be read off.
+    transform = TrainTransform((400, 400), jitter=None, flip=flip, extra=extra)
     scales: dict[bool, list[int]] = {True: [], False: []}
     for seed in range(300):
-        mask = transform(image, np.zeros((100, 100), np.uint8), seed)[1]
-        scales[bool(mask[0, 0] == 255)].append(int((mask[:, 200] == 0).sum() or (mask == 0).any(axis=1).sum()))
+        row = transform(image, label, seed)[1][0]
+        scales[bool(row[row != 255][0] == 1)].append(int((row != 255).sum()))
     assert 100 < len(scales[True]) < 200
     assert abs(np.mean(scales[True]) - np.mean(scales[False])) < 15
 
@@ -261,13 +284,12 @@ def test_colours_change_alike_before_and_after_the_resizing(scale: float, seed: 
     results = []
     for jitter in (None, (0.1, 0.1, 0.1, 0.02)):
         transform = RandomScaleCrop((96, 96), scale=(scale, scale), max_class_share=1.0, jitter=jitter)
-        transform.set_random_seed(seed)
-        results.append((transform(image=image, mask=label)["image"], transform.params))
-    (plain, _), (coloured, params) = results
-    height, width = params["size"]
-    y0, y1, x0, x1 = params["cut"]
-    grey = grey_of(image[y0:y1, x0:x1])
-    expected = cv2.transform(plain[:height, :width], params["twist"].matrix(grey)).astype(int)
+        window = transform.window(label, random.Random(seed))
+        results.append(transform.of_image(image, window))
+    plain, coloured = results
+    height, width = window.size
+    assert window.twist is not None
+    expected = cv2.transform(plain[:height, :width], window.twist.matrix(grey_of(image[window.cut]))).astype(int)
     assert np.abs(coloured[:height, :width] - expected).max() <= 2
     assert not coloured[height:].any() and not coloured[:, width:].any()
     assert np.abs(expected - plain[:height, :width]).mean() > 1
