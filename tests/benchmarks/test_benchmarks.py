@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import scaling, training_gpu, validation
+from benchmarks import pipeline_finetune, scaling, training_gpu, validation
 from benchmarks.common import Result, paired
 from benchmarks.training_step import peak_bytes
 from nota_seg.data.sources import open_source
 from nota_seg.models.registry import DECODERS, MIXERS
+from util.images import read_image, write_png
 
 
 def result(ratio: float, at_least: float, aim: float, equal: bool = True) -> Result:
@@ -111,6 +112,20 @@ def test_validation_without_real_pictures_reads_the_same_on_both_sides(
     assert what == "2 drawn scenes" and ours.splits["val"] == len(theirs) == 2
     for i in range(2):
         assert np.array_equal(ours.read("val", i)[1], theirs[i][1].numpy())
+
+
+def test_fine_tuning_takes_real_pictures_of_its_size_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = tmp_path / "ADEChallengeData2016"
+    for i, size in enumerate((pipeline_finetune.SIZE, (64, 64), pipeline_finetune.SIZE)):
+        for kind, array in (("images", np.zeros((*size, 3), np.uint8)), ("annotations", np.full(size, i, np.uint8))):
+            write_png(root / kind / "training" / f"{i}.png", array)
+        (root / "images" / "training" / f"{i}.png").rename(root / "images" / "training" / f"{i}.jpg")
+    monkeypatch.setenv("NOTA_SEG_DATA", str(tmp_path))
+    found = pipeline_finetune.real()
+    assert [int(mask.max()) for _, mask in found] == [0, 2]
+    assert all(read_image(file).shape[:2] == mask.shape == pipeline_finetune.SIZE for file, mask in found)
+    monkeypatch.setenv("NOTA_SEG_DATA", str(tmp_path / "elsewhere"))
+    assert pipeline_finetune.real() == []
 
 
 def test_scaling_knows_every_component(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
