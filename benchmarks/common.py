@@ -97,6 +97,11 @@ def paired(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int = 9,
     )
 
 
+def real_data() -> Path:
+    """The folder of real data sets that `NOTA_SEG_DATA` names; one that does not exist where it names none."""
+    return Path(os.environ.get("NOTA_SEG_DATA", "/nonexistent"))
+
+
 def set_threads(threads: int) -> None:
     """For torch and the libraries below it; both sides always have the same number."""
     os.environ["OMP_NUM_THREADS"] = str(threads)  # also of processes that a benchmark starts

@@ -9,10 +9,8 @@ elsewhere.
 from __future__ import annotations
 
 import io
-import os
 import random
 from functools import partial
-from pathlib import Path
 
 import albumentations as A
 import cv2
@@ -20,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.common import MEAN, STD, Result, paired
+from benchmarks.common import MEAN, STD, Result, paired, real_data
 from nota_seg.data.transforms import RandomScaleCrop, TrainTransform
 from nota_seg.models.pixels import normalise
 from util.images import image_size, read_image, read_mask
@@ -48,7 +46,7 @@ def drawn(count: int) -> list[tuple[bytes, np.ndarray]]:
 
 def real() -> list[tuple[bytes, np.ndarray]]:
     """ADE20K's pictures of the size, as files in memory, and their masks; none where there are none."""
-    root = Path(os.environ.get("NOTA_SEG_DATA", "/nonexistent")) / "ADEChallengeData2016"
+    root = real_data() / "ADEChallengeData2016"
     fitting = [f for f in sorted(root.glob("images/*/*.jpg")) if image_size(f) == SIZE][:PICTURES]
     return [
         (f.read_bytes(), read_mask(root / "annotations" / f.parent.name / f"{f.stem}.png").astype(np.uint8))

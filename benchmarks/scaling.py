@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import machine, set_threads
-from nota_seg.models import create_config
 from nota_seg.models.registry import DECODERS, MIXERS
+from nota_seg.models.zoo import create_config
 from util.errors import InputError
 from util.files import whole_file, write_json
 from util.flops import count

@@ -8,14 +8,13 @@ torchmetrics. Each run is a process of its own, so that start-up counts. Picture
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 
-from benchmarks.common import Result, paired
+from benchmarks.common import Result, paired, real_data
 from benchmarks.pairs import pair
 
 CLASSES = 11  # of CamVid
@@ -25,7 +24,7 @@ TOLERANCE = 1e-4  # ties of the argmax fall to either class
 
 def data(folder: Path, drawn: int) -> tuple[Path, str]:
     """Where the pictures are, and their name."""
-    real = Path(os.environ.get("NOTA_SEG_DATA", "/nonexistent")) / "camvid"
+    real = real_data() / "camvid"
     if real.is_dir():
         return real, "CamVid val"
     from util.synthetic import draw_ade20k

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Subset
 from imagenet_pretrain.augment import EvalTransform, TrainTransform, make_erasing, make_mixup
 from imagenet_pretrain.data import EvalImages, ImageSource, TrainImages, open_images
 from nota_seg.config import PretrainConfig
-from nota_seg.models import create_model, external
+from nota_seg.models import external
 from nota_seg.models.pixels import normalise
+from nota_seg.models.zoo import create_model
 from nota_seg.training.loop import quiet_worker, to_device
 from nota_seg.training.runs import run
 from util.errors import InputError

@@ -17,13 +17,14 @@ __version__ = "0.1.0"
 __all__ = ["NotaSegConfig", "create_model", "list_models", "load_checkpoint"]
 
 if TYPE_CHECKING:
-    from nota_seg.models import NotaSegConfig, create_model, list_models
     from nota_seg.models.checkpoints import load_checkpoint
+    from nota_seg.models.configuration import NotaSegConfig
+    from nota_seg.models.zoo import create_model, list_models
 
 _PUBLIC = {
-    "NotaSegConfig": "nota_seg.models",
-    "create_model": "nota_seg.models",
-    "list_models": "nota_seg.models",
+    "NotaSegConfig": "nota_seg.models.configuration",
+    "create_model": "nota_seg.models.zoo",
+    "list_models": "nota_seg.models.zoo",
     "load_checkpoint": "nota_seg.models.checkpoints",
 }
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from nota_seg.models import create_config, create_model, external
+from nota_seg.models import external
 from nota_seg.models.architecture import PER_STAGE
 from nota_seg.models.network import has_textbook, textbook
 from nota_seg.models.registry import BLOCKS, DECODERS
 from nota_seg.models.study import STUDY
-from nota_seg.models.zoo import family_of
+from nota_seg.models.zoo import create_config, create_model, family_of
 from util.flops import count
 
 Progress = Callable[[int], object]

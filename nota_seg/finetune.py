@@ -24,11 +24,12 @@ from nota_seg.data.sources import SegmentationSource, open_source
 from nota_seg.data.transforms import TrainTransform
 from nota_seg.evaluate import evaluate, format_table
 from nota_seg.inference import Protocol
-from nota_seg.models import create_model, external
+from nota_seg.models import external
 from nota_seg.models.checkpoints import load_checkpoint
 from nota_seg.models.configuration import NotaSegConfig
 from nota_seg.models.losses import upsampled_cross_entropy
 from nota_seg.models.pixels import normalise
+from nota_seg.models.zoo import create_model
 from nota_seg.picture_counts import PictureCounts, Row, count_picture
 from nota_seg.training.loop import Interrupted
 from nota_seg.training.losses import WeightedSum

@@ -27,9 +27,8 @@ import yaml
 
 from nota_seg.flops import cost
 from nota_seg.latency import latency
-from nota_seg.models import create_config, create_model
 from nota_seg.models.registry import DECODERS, FEEDFORWARDS, MIXERS, SKIPS
-from nota_seg.models.zoo import architecture, bases
+from nota_seg.models.zoo import architecture, bases, create_config, create_model
 from nota_seg.piecewise import PieceCounter
 from util.errors import InputError, did_you_mean
 from util.files import whole_folder, write_json

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from nota_seg import catalogue
-from nota_seg.models import list_models
 from nota_seg.models.registry import BLOCKS, DECODERS, FEEDFORWARDS, MIXERS, SKIPS, STEMS
+from nota_seg.models.zoo import list_models
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "models.md"
 

@@ -112,7 +112,7 @@ def test_the_waste_teams_variant_by_name_and_by_set() -> None:
 
 
 def test_every_recipe_is_valid_and_names_its_model() -> None:
-    from nota_seg.models import create_config
+    from nota_seg.models.zoo import create_config
 
     for file in RECIPES.glob("*.yaml"):
         config = build(FinetuneConfig, file=file)

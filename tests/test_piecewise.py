@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from nota_seg.flops import cost
-from nota_seg.models import create_config, create_model
 from nota_seg.models.registry import DECODERS, FEEDFORWARDS, MIXERS, SKIPS, STEMS
-from nota_seg.models.zoo import bases
+from nota_seg.models.zoo import bases, create_config, create_model
 from nota_seg.piecewise import PieceCounter
 
 TINY: dict[str, Any] = {"dims": [16, 32, 48, 64], "depths": [1, 2, 2, 1], "heads": [1, 2, 4, 4], "num_labels": 5}

@@ -14,7 +14,7 @@ from nota_seg import search as module
 from nota_seg.cli import main
 from nota_seg.config import FinetuneConfig, PretrainConfig, build
 from nota_seg.flops import cost
-from nota_seg.models import create_config, create_model
+from nota_seg.models.zoo import create_config, create_model
 from nota_seg.search import Space, front, search
 from util.errors import InputError
 

@@ -21,9 +21,9 @@ def models(
     Example: `nota-seg models --family segformer --json`
     """
     from nota_seg import catalogue
-    from nota_seg.models import list_models
     from nota_seg.models.external import FORMS
     from nota_seg.models.study import STUDY
+    from nota_seg.models.zoo import list_models
     from util.errors import InputError
     from util.progress import Progress
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from nota_seg.config import differences
 from nota_seg.flops import cost
-from nota_seg.models import create_model
+from nota_seg.models.zoo import create_model
 from nota_seg.report.overlays import Disagreement
 from nota_seg.report.runs import SCORE_NAMES, SCORES, Latency, Run, read_json
 from nota_seg.report.significance import Verdict, check_alike, format_p, resampled_miou, verdict

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nota_seg.models import StageConfig, create_config, create_model, list_models
+from nota_seg.models.architecture import StageConfig
 from nota_seg.models.blocks.next_convolution import NextConvolutionBlock
 from nota_seg.models.blocks.next_transformer import NextTransformerBlock
 from nota_seg.models.decoders.fpn import FPN
@@ -24,6 +24,7 @@ from nota_seg.models.decoders.uper import UPerNet
 from nota_seg.models.network import textbook
 from nota_seg.models.registry import DECODERS
 from nota_seg.models.stems.next import PatchEmbedding
+from nota_seg.models.zoo import create_config, create_model, list_models
 from util.errors import InputError
 
 GOLDEN = Path(__file__).parents[1] / "golden"

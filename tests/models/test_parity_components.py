@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nota_seg.models import StageConfig, create_config, create_model
+from nota_seg.models.architecture import StageConfig
 from nota_seg.models.block import Block
 from nota_seg.models.mixers.msca import MSCA
 from nota_seg.models.network import textbook
 from nota_seg.models.registry import FEEDFORWARDS, MIXERS, SKIPS
+from nota_seg.models.zoo import create_config, create_model
 from util.errors import InputError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
