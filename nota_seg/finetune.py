@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from nota_seg.config import EvalSection, FinetuneConfig
 from nota_seg.data.dataset import TrainDataset
+from nota_seg.data.objects import Banks
 from nota_seg.data.part import Part
-from nota_seg.data.paste import Banks, batch_part
 from nota_seg.data.resize import fit_factor
 from nota_seg.data.sources import SegmentationSource, open_source
 from nota_seg.data.transforms import TrainTransform
@@ -78,7 +78,11 @@ class SegmentationTask:
         )
         processes = max(1, config.train.workers) * accelerator.num_processes
         cache = data.cache_gib * 2**30 / processes
-        batch = batch_part(data.extra, source.class_names)
+        batch = None
+        if data.extra:
+            from nota_seg.data.paste import batch_part  # and with it albumentations, see `TrainTransform`
+
+            batch = batch_part(data.extra, source.class_names)
         self.train_data = TrainDataset(source, transform, limit=data.limit, cache_bytes=cache, batch=batch)
         banks.read_through(self.train_data.read)
         self.mean, self.std = self.model.config.image_mean, self.model.config.image_std

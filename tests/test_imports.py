@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import finetune_words
 
 import nota_seg
 
@@ -126,3 +127,15 @@ print(*(name for name in ("timm", "sklearn", "pandas", "albumentations", "datase
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_training_brings_no_library_that_it_does_not_use(scenes: Path, tmp_path: Path) -> None:
+    """A third of the start of a command that may run for seconds."""
+    code = f"""
+import sys
+from nota_seg.cli import app
+app({finetune_words(scenes, tmp_path / "run", steps=2)}, standalone_mode=False)
+print(*(name for name in ("albumentations", "sklearn", "pandas", "datasets") if name in sys.modules), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (tmp_path / "run" / "best" / "model.safetensors").is_file() and done.stderr.splitlines()[-1] == ""

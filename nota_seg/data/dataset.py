@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from nota_seg.data.paste import BatchCopyPaste
 from nota_seg.data.sources.base import SegmentationSource
 from nota_seg.data.transforms import TrainTransform
+
+if TYPE_CHECKING:
+    from nota_seg.data.paste import BatchCopyPaste
 
 
 class TrainDataset(Dataset[dict[str, torch.Tensor]]):

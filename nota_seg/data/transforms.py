@@ -7,25 +7,22 @@ follow. Pictures stay bytes; they are normalised on the device.
 
 from __future__ import annotations
 
-import inspect
 import math
-import os
 import random
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version at import
-
-import albumentations as A
 import cv2
 import numpy as np
 
-from nota_seg.data.paste import IN_BATCH, PASTES, ObjectBank, build_paste, check_arguments
+from nota_seg.data.objects import IN_BATCH, ObjectBank
 from nota_seg.data.resize import fit_factor, scaled_size
 from nota_seg.data.sources.base import IGNORE
-from util.errors import InputError, did_you_mean
+from util.errors import InputError
 from util.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from albumentations import Compose
 
 keep_freed_memory()
 
@@ -221,8 +218,8 @@ class TrainTransform:
         max_class_share: Most that one class may cover of a crop's labelled pixels.
         flip: Probability of a flip left to right. There is no vertical one.
         jitter: Strength of brightness, contrast, saturation and hue; None for no jitter.
-        extra: More transforms of the crop, after the others: albumentations' and those of `paste` by name, as
-            {"type": "GridDropout", "args": {"p": 0.5}}. What works on whole batches is left to the data set.
+        extra: More transforms of the crop, after the others, see `extra.build_extra`. What works on whole batches is
+            left to the data set.
         banks: Where pasted objects come from, by path; None is the training set.
 
     Raises:
@@ -247,8 +244,11 @@ class TrainTransform:
         self._crop = RandomScaleCrop(
             self.crop_size, base_size, scale, max_class_share, short_side=short_side, jitter=jitter, flip=flip
         )
-        self._extra = A.Compose([build_extra(item, banks) for item in extra]) if extra else None
+        self._extra: Compose | None = None
         if extra:
+            from nota_seg.data.extra import compose  # most recipes have none, and albumentations takes long to import
+
+            self._extra = compose(extra, banks)
             self._rehearse()
 
     def __call__(self, image: np.ndarray, label: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -286,57 +286,3 @@ class TrainTransform:
                     f"the extra transforms turn {shape} uint8 into {array.shape} {array.dtype}; "
                     "leave out those that resize or normalise"
                 )
-
-
-GROUPS = {"OneOf": A.OneOf, "SomeOf": A.SomeOf, "Sequential": A.Sequential, "RandomOrder": A.RandomOrder}
-
-
-def build_extra(item: dict[str, Any], banks: Callable[[str | None], ObjectBank] | None = None) -> Any:
-    """A transform from {"type": name, "args": {argument: value}}: of albumentations, or one of `paste`.
-
-    A group of albumentations' (`OneOf`, `SomeOf`, `Sequential`, `RandomOrder`) has its members in args.transforms, each
-    written in the same way.
-
-    Borders that a geometric transform brings in are labelled 255 unless `fill_mask` says otherwise; albumentations'
-    own default would make them class 0.
-
-    Raises:
-        InputError: Unknown name or argument, or a value that albumentations refuses.
-    """
-    if not isinstance(item, dict) or "type" not in item or set(item) - {"type", "args"}:
-        raise InputError(f'an extra transform is {{"type": NAME, "args": {{...}}}}, got {item!r}')
-    known = {
-        name: kind
-        for name, kind in vars(A).items()
-        if inspect.isclass(kind) and issubclass(kind, A.BasicTransform) and not inspect.isabstract(kind)
-    }
-    name, arguments = str(item["type"]), item.get("args") or {}
-    if not isinstance(arguments, dict):
-        raise InputError(f"the args of {name} are names and values, got {arguments!r}")
-    if name in PASTES:
-        try:
-            return build_paste(name, arguments, banks)
-        except InputError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{name} refuses {arguments}: {error}") from None
-    known |= GROUPS
-    if name not in known:
-        raise InputError(f"no albumentations transform {name!r}: {did_you_mean(name, [*known, *PASTES, IN_BATCH])}")
-    check_arguments(name, known[name], arguments)
-    arguments = dict(arguments)
-    if name in GROUPS:
-        members = arguments.get("transforms")
-        if not isinstance(members, list) or not members:
-            raise InputError(f"{name} is a choice: list its members in args.transforms")
-        arguments["transforms"] = [build_extra(member, banks) for member in members]
-    taken = inspect.signature(known[name].__init__).parameters
-    if "fill_mask" in taken and taken["fill_mask"].default == 0:
-        arguments.setdefault("fill_mask", IGNORE)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # ShiftScaleRotate is told to be an Affine
-            warnings.filterwarnings("error", "Argument", UserWarning)  # it only warns of those that it drops
-            return known[name](**arguments)
-    except Exception as error:
-        raise InputError(f"albumentations refuses {name} with {arguments}: {error}") from None

@@ -17,6 +17,7 @@ from nota_seg.models.fuse import fold_batch_norms
 from nota_seg.models.losses import upsampled_cross_entropy
 from nota_seg.models.network import Encoder, Segmenter
 from util.errors import InputError
+from util.files import write_json
 
 
 class NotaSegPreTrainedModel(PreTrainedModel):
@@ -96,21 +97,27 @@ class NotaSegPreTrainedModel(PreTrainedModel):
         if self._fused:
             raise InputError("a fused model does not fit its configuration any more: save it before model.fuse()")
         super().save_pretrained(save_directory, **kwargs)
-        image_processor(self.config).save_pretrained(save_directory)
+        write_json(Path(save_directory) / "preprocessor_config.json", image_processor(self.config))
 
 
-def image_processor(config: NotaSegConfig) -> Any:
-    """The transformers image processor that prepares pictures as the model was trained on them."""
-    from transformers import SegformerImageProcessor
+def image_processor(config: NotaSegConfig) -> dict[str, Any]:
+    """What transformers' SegformerImageProcessor is told to prepare pictures as the model was trained on them.
 
+    As data: to import that class takes a second, at the end of every training.
+    """
     size = config.image_size
-    return SegformerImageProcessor(
-        do_resize=size is not None,
-        size={"longest_edge": size[0], "shortest_edge": size[1]} if size is not None else None,
-        image_mean=config.image_mean,
-        image_std=config.image_std,
-        do_reduce_labels=False,
-    )
+    return {
+        "image_processor_type": "SegformerImageProcessor",
+        "do_resize": size is not None,
+        "size": None if size is None else {"longest_edge": size[0], "shortest_edge": size[1]},
+        "resample": 2,  # bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.image_mean),
+        "image_std": list(config.image_std),
+        "do_reduce_labels": False,
+    }
 
 
 class NotaSegBackbone(NotaSegPreTrainedModel):

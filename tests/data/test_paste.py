@@ -18,19 +18,11 @@ from torch.utils.data import DataLoader
 
 from nota_seg.cli import main
 from nota_seg.data.dataset import TrainDataset
-from nota_seg.data.paste import (
-    BalancedObjectPaste,
-    Banks,
-    BatchCopyPaste,
-    ObjectBank,
-    PseudoObjectPaste,
-    Thing,
-    batch_part,
-    objects,
-    pasted,
-)
+from nota_seg.data.extra import build_extra
+from nota_seg.data.objects import Banks, ObjectBank, Thing, objects, pasted
+from nota_seg.data.paste import BalancedObjectPaste, BatchCopyPaste, PseudoObjectPaste, batch_part
 from nota_seg.data.sources import open_source
-from nota_seg.data.transforms import TrainTransform, build_extra
+from nota_seg.data.transforms import TrainTransform
 from nota_seg.training.sampling import StepSampler
 from util.errors import InputError
 

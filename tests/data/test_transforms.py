@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
+from nota_seg.data.extra import build_extra
 from nota_seg.data.resize import fit_factor
-from nota_seg.data.transforms import GREY, RandomScaleCrop, TrainTransform, Twist, build_extra
+from nota_seg.data.transforms import GREY, RandomScaleCrop, TrainTransform, Twist
 from util.errors import InputError
 
 

@@ -145,3 +145,18 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not name.startswith("smp"):
             nota_seg.create_model(name, "classification", 3).save_pretrained(f"{file}-classes")
     return folder
+
+
+@pytest.mark.parametrize("size", [None, (640, 480)])
+def test_the_image_processor_is_transformers_own(size: tuple[int, int] | None, tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor, SegformerImageProcessor
+
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.2, 0.3]
+    SegformerImageProcessor(
+        do_resize=size is not None, image_mean=mean, image_std=std, do_reduce_labels=False,
+        size=None if size is None else {"longest_edge": size[0], "shortest_edge": size[1]},
+    ).save_pretrained(tmp_path / "theirs")  # fmt: skip
+    model = nota_seg.create_model("segformer-b0", image_size=size, image_mean=mean, image_std=std)
+    model.save_pretrained(tmp_path / "ours")
+    ours, theirs = (AutoImageProcessor.from_pretrained(tmp_path / folder) for folder in ("ours", "theirs"))
+    assert type(ours) is type(theirs) is SegformerImageProcessor and ours.to_dict() == theirs.to_dict()

@@ -44,9 +44,10 @@ FORMATS: list[Format] = [
 def load_checkpoint(model: nn.Module, path: str | Path, *, strict: bool = True) -> TransferReport:
     """Fill a model from any published format, matched by structure; see `transfer.load_checkpoint`."""
     from nota_seg.models.external.base import ExternalModel
+    from nota_seg.models.external.beit_config import BeitUperNetConfig
     from nota_seg.models.external.weights import load_external
 
-    if isinstance(model, beit.BeitPreTrained):
+    if isinstance(getattr(model, "config", None), BeitUperNetConfig):  # its model would import transformers' Beit
         return beit.load_beit(model, path, strict=strict)
     if isinstance(model, ExternalModel):
         return load_external(model, path, strict=strict)

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Container
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,7 +19,7 @@ from nota_seg.models.checkpoints.heads import conv_norm, head_rules
 from nota_seg.models.checkpoints.reading import read_state_dict
 from nota_seg.models.checkpoints.report import TransferReport
 from nota_seg.models.checkpoints.transfer import config_beside
-from nota_seg.models.external.beit import PATCH, BeitForSemanticSegmentation, BeitPreTrained
+from nota_seg.models.external.beit_config import PATCH
 from nota_seg.models.external.beit_positions import (
     EXTRA,
     Window,
@@ -30,6 +30,9 @@ from nota_seg.models.external.beit_positions import (
 )
 from util.errors import InputError
 from util.files import whole_file
+
+if TYPE_CHECKING:
+    from nota_seg.models.external.beit import BeitForSemanticSegmentation, BeitPreTrained
 
 TABLE = "relative_position_bias.relative_position_bias_table"
 SHARED = "encoder.shared_table"
@@ -327,6 +330,8 @@ def save_mmseg(model: Any, path: str | Path) -> Path:
     Raises:
         InputError: No BEiT segmentation model.
     """
+    from nota_seg.models.external.beit import BeitForSemanticSegmentation
+
     if not isinstance(model, BeitForSemanticSegmentation):
         raise InputError(f"only BEiT segmentation models go to mmseg's names, this is {type(model).__name__}")
     names = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]

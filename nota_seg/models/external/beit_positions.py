@@ -11,7 +11,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.interpolate import RectBivariateSpline
 from torch import Tensor, nn
 
 Window = tuple[int, int]  # (rows, columns) of patches
@@ -122,6 +121,8 @@ def resize_table(table: Tensor, source: Window, target: Window) -> Tensor:
     """
     if source == target:
         return table
+    from scipy.interpolate import RectBivariateSpline
+
     sides, wanted = _sides(source), _sides(target)
     (y, new_y), (x, new_x) = (_axes(s, t) for s, t in zip(sides, wanted, strict=True))
     heads = table[:-EXTRA].detach().cpu().double().t().reshape(-1, *sides).numpy()
