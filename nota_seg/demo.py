@@ -32,7 +32,7 @@ from util.synthetic import draw_ade20k, draw_tiny_imagenet
 
 MODEL = "segformer-b0"
 COMMON = ["train.workers=1", "train.tracker=none", "train.log_every=20"]
-PRETRAIN_STEPS, FINETUNE_STEPS = 400, 130
+PRETRAIN_STEPS, FINETUNE_STEPS = 370, 120
 
 
 def demo(
