@@ -120,7 +120,7 @@ class FinetuneData(Section):
     max_class_share: float = Field(0.75, gt=0, le=1)  # of a crop
     hflip: float = Field(0.5, ge=0, le=1)
     color_jitter: tuple[float, float, float, float] | None = (0.25, 0.25, 0.25, 0.1)
-    extra: list[dict[str, Any]] = []  # further transforms of the crop: {type, args}; see nota_seg/data/transforms.py
+    extra: list[dict[str, Any]] = []  # further transforms of the crop: {type, args}; see nota_seg/data/extra.py
     limit: PositiveInt | None = None  # training pictures, the first N
     fraction: float = Field(1.0, gt=0, le=1)  # of the pictures of every split, drawn without replacement
     cache_gib: NonNegativeFloat = 2.0  # decoded training pictures to keep in memory, all workers together; 0: none

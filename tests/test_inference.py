@@ -58,8 +58,12 @@ def normal(model: nn.Module, pixels: Tensor) -> Tensor:
 
 def test_normalise(pixels: Tensor) -> None:
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.1, 0.2, 0.3])
-    expected = (pixels.float() / 255 - mean[:, None, None]) / std[:, None, None]
-    torch.testing.assert_close(normalise(pixels, mean.tolist(), std.tolist()), expected)
+    rows = pixels.contiguous(memory_format=torch.channels_last)
+    for x in (pixels, rows, rows[:, :, 3:, :31], rows[:1], pixels[:, :, ::2], rows.transpose(2, 3)):
+        before, expected = x.clone(), (x.float() / 255 - mean[:, None, None]) / std[:, None, None]
+        result = normalise(x, mean.tolist(), std.tolist())
+        torch.testing.assert_close(result, expected)
+        assert result.stride() == x.float().stride() and torch.equal(x, before)
     with pytest.raises(InputError, match="uint8"):
         normalise(pixels.float(), (0, 0, 0), (1, 1, 1))
 
