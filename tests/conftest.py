@@ -12,12 +12,6 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the network is wrong
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow ones first: at the end no process waits for another's long test."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-
-
 TINY = [
     "model.dims=[8,16,24,32]", "model.heads=[1,1,2,2]", "model.depths=[1,1,1,1]", "model.decoder.dim=16",
     "train.workers=0", "train.tracker=none", "train.log_every=2",
