@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -102,40 +103,47 @@ def test_nothing_runs_its_input(pattern: str) -> None:
                 assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords), file
 
 
+def output_and_libraries(code: str, names: tuple[str, ...]) -> tuple[str, list[str]]:
+    """What the code prints in a process of its own, and which of the libraries it brought."""
+    ask = f"import sys; print(*(name for name in {names} if name in sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{ask}"], capture_output=True, text=True, check=True)
+    return done.stdout, done.stderr.splitlines()[-1].split()
+
+
+def verb(words: list[str]) -> str:
+    return f"from nota_seg.cli import app; app({words}, standalone_mode=False)"
+
+
 def test_evaluation_does_without_transformers_and_augmentation(scenes: Path, tmp_path: Path) -> None:
     """They would take longer to import than a hundred pictures to look at."""
     nota_seg.create_model("segformer-b0", depths=[1, 1, 1, 1], num_labels=8).save_pretrained(tmp_path / "model")
     words = ["eval", "--data-dir", str(scenes), "--pretrain", str(tmp_path / "model"), "--device", "cpu", "--json", "-"]
-    code = f"""
-import sys
-from nota_seg.cli import app
-app({words}, standalone_mode=False)
-print(*(name for name in ("transformers", "albumentations", "accelerate") if name in sys.modules), file=sys.stderr)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["images"] == 4 and done.stderr.splitlines()[-1] == ""
+    output, brought = output_and_libraries(verb(words), ("transformers", "albumentations", "accelerate"))
+    assert json.loads(output)["images"] == 4 and brought == []
 
 
 def test_loading_a_model_brings_no_library_that_it_does_not_use(tmp_path: Path) -> None:
     """They would double the start of every command that runs a model."""
     nota_seg.create_model("segformer-b0", depths=[1, 1, 1, 1], num_labels=3).save_pretrained(tmp_path)
-    code = f"""
-import sys
-from nota_seg.models.loading import load_model
-load_model({str(tmp_path)!r})
-print(*(name for name in ("timm", "sklearn", "pandas", "albumentations", "datasets") if name in sys.modules))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+    code = f"from nota_seg.models.loading import load_model; load_model({str(tmp_path)!r})"
+    assert output_and_libraries(code, ("timm", "sklearn", "pandas", "albumentations", "datasets"))[1] == []
 
 
 def test_a_training_brings_no_library_that_it_does_not_use(scenes: Path, tmp_path: Path) -> None:
     """A third of the start of a command that may run for seconds."""
+    code = verb(finetune_words(scenes, tmp_path / "run", steps=2))
+    assert output_and_libraries(code, ("albumentations", "sklearn", "pandas", "datasets"))[1] == []
+    assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("module", ["util.pasting", "nota_seg.data.extra", "nota_seg.data.paste"])
+def test_albumentations_does_not_ask_the_network_for_a_newer_version(module: str) -> None:
     code = f"""
-import sys
-from nota_seg.cli import app
-app({finetune_words(scenes, tmp_path / "run", steps=2)}, standalone_mode=False)
-print(*(name for name in ("albumentations", "sklearn", "pandas", "datasets") if name in sys.modules), file=sys.stderr)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (tmp_path / "run" / "best" / "model.safetensors").is_file() and done.stderr.splitlines()[-1] == ""
+import socket, urllib.request
+def refused(*arguments, **more): raise SystemExit("asked the network")
+urllib.request.urlopen = urllib.request.OpenerDirector.open = socket.create_connection = refused
+import {module}
+import albumentations"""
+    environment = {k: v for k, v in os.environ.items() if k != "NO_ALBUMENTATIONS_UPDATE"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr

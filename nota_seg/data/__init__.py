@@ -1,5 +1,3 @@
 """Segmentation data: sources found by looking, labels, transforms, the loader, verification, downloads."""
 
-import os
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version at import
+import util  # noqa: F401  (its first lines speak to albumentations, which modules here import before ours)
