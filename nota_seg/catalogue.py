@@ -9,14 +9,12 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import torch
-
 from nota_seg.models import external
 from nota_seg.models.architecture import PER_STAGE
 from nota_seg.models.network import has_textbook, textbook
 from nota_seg.models.registry import BLOCKS, DECODERS
 from nota_seg.models.study import STUDY
-from nota_seg.models.zoo import create_config, create_model, family_of
+from nota_seg.models.zoo import create_config, create_outline, family_of
 from util.flops import count
 
 Progress = Callable[[int], object]
@@ -44,13 +42,12 @@ def model_table(names: Sequence[str], *, progress: Progress | None = None) -> li
         stages = [{**s, "depth": d} for s, d in zip(config.stages, depths, strict=True)]
         key = json.dumps([stages, config.decoder])
         if key not in known:
-            known[key] = _by_stage(create_model(name, depths=depths))
+            known[key] = _by_stage(create_outline(name, depths=depths))
         executed, reference = (
             whole + sum(blocks * (n - 1) for blocks, n in zip(by_stage, repeats, strict=True))
             for whole, by_stage in known[key]
         )
-        with torch.device("meta"):
-            params = sum(p.numel() for p in create_model(name).parameters())
+        params = sum(p.numel() for p in create_outline(name).parameters())
         rows.append(
             {
                 "name": name,
@@ -67,7 +64,7 @@ def model_table(names: Sequence[str], *, progress: Progress | None = None) -> li
 
 
 def _external_row(name: str) -> dict[str, Any]:
-    model = create_model(name)
+    model = create_outline(name)
     macs = []
     for context in (nullcontext(), textbook(model)) if has_textbook(model) else (nullcontext(),):
         with context:
@@ -105,7 +102,7 @@ def study_table(*, progress: Progress | None = None) -> list[dict[str, Any]]:
     for row in STUDY:
         counted = None
         if row.name is not None:
-            model = create_model(row.name)
+            model = create_outline(row.name)
             with textbook(model):
                 price = count(model, (1, 3, row.size, row.size), warm_up=(1, 3, 64, 64))
             layers = price.macs - price.attention - price.by_operator.get("upsample_bilinear2d", 0)

@@ -3,22 +3,29 @@
 Counted: convolutions, linear layers, matrix and attention products, and, as fvcore does, norms and resizing. Not
 counted: what is one operation an element (activations, sums, pooling). Any other operator is reported by name and
 fails the count unless asked not to.
+
+For large inputs the trace is taken on the meta device, where tensors are shapes and nothing is computed. The counts are
+the same.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
+LARGE = 2**18  # numbers in an input; a smaller one is computed as soon as its shapes are followed through Python
 Handler = Callable[[list[Any], list[Any]], Counter[str]]
 
 
@@ -157,6 +164,73 @@ class _Plain(nn.Module):
         return logits if logits is not None else tuple(out.feature_maps)
 
 
+@contextmanager
+def _traceable_convolutions() -> Iterator[None]:
+    """Inside the block convolutions can be traced on the meta device.
+
+    torch's own rule for their shape fails there: under the tracer the sizes that it computes with are tensors.
+    """
+
+    def recorded(*arguments: Any) -> Tensor:
+        return torch.ops.aten._convolution.default(*arguments, False, False, True, True)  # what the tracer writes down
+
+    def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+        result = x.new_empty(_shape_of_convolution(x, weight, *settings[:6]))
+        rows_last = x.ndim != 4 or not x.is_contiguous(memory_format=torch.channels_last)
+        return result if rows_last else result.to(memory_format=torch.channels_last)
+
+    with torch.library._scoped_library("aten", "IMPL", "Meta") as library:
+        library.impl("convolution", recorded, allow_override=True)
+        library.impl("_convolution", convolution)
+        yield
+
+
+def _shape_of_convolution(
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+) -> list[int]:
+    (batch, _, *sizes), (first, second, *kernel) = ([int(n) for n in t.shape] for t in (x, weight))
+    per_axis = [v * len(sizes) if len(v) == 1 else v for v in (stride, padding, dilation, output_padding)]
+    result = [batch, second * groups if transposed else first]
+    for n, k, step, pad, spread, more in zip(sizes, kernel, *per_axis, strict=True):
+        inner = spread * (k - 1) - 2 * pad
+        result.append((n - 1) * step + inner + 1 + more if transposed else (n - inner - 1) // step + 1)
+    return result
+
+
+_Counts = tuple[dict[str, float], dict[str, float], dict[str, int]]  # by module, by operator, uncounted
+
+
+def _counts(
+    module: nn.Module, device: torch.device, input_shape: Sequence[int], warm_up: Sequence[int] | None
+) -> _Counts:
+    x = torch.zeros(tuple(input_shape), device=device, dtype=next(module.parameters(), torch.zeros(())).dtype)
+    first_x = x if warm_up is None else x.new_zeros(tuple(warm_up))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer remarks on every Python number
+        module(first_x)
+        analysis = FlopCountAnalysis(_Plain(module), x)
+        analysis.set_op_handle(**{f"aten::{name}": _nothing for name in FREE})
+        analysis.set_op_handle(**COUNTED)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
+        by_operator = analysis.by_module_and_operator()
+        by_module = {k: sum(v.values()) for k, v in by_operator.items()}
+        return by_module, dict(by_operator[""]), {k: int(v) for k, v in analysis.unsupported_ops().items()}
+
+
+def _without_values(module: nn.Module) -> nn.Module:
+    """A copy on the meta device, in evaluation mode."""
+    tensors = chain(module.parameters(), module.buffers())
+    return copy.deepcopy(module, {id(t): t.detach().to("meta") for t in tensors}).eval()
+
+
 def count(
     module: nn.Module,
     input_shape: Sequence[int] = (1, 3, 512, 512),
@@ -171,8 +245,8 @@ def count(
     layer, say) and then keeps is not counted: at `warm_up`, where it takes any size, which may be small.
 
     Args:
-        module: Takes a tensor of its parameters' type; its state and mode are left as they were. Not on the meta
-            device: there the tracer fails at the first convolution.
+        module: Takes a tensor of its parameters' type; its state and mode are left as they were. It may be on the meta
+            device.
         input_shape: (B, C, H, W).
         warm_up: Shape of that first run, `input_shape` by default.
         parts: Names of submodules to split the count by; what lies outside them is `rest`.
@@ -181,26 +255,20 @@ def count(
     Raises:
         UncountedError: An operator is neither counted nor known to be cheap.
     """
-    first = next(module.parameters(), torch.zeros(()))
-    x = torch.zeros(tuple(input_shape), device=first.device, dtype=first.dtype)
-    first_x = x if warm_up is None else x.new_zeros(tuple(warm_up))
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer remarks on every Python number
-            module(first_x)
-            analysis = FlopCountAnalysis(_Plain(module), x)
-            analysis.set_op_handle(**{f"aten::{name}": _nothing for name in FREE})
-            analysis.set_op_handle(**COUNTED)
-            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-            logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
-            by_module = {k: sum(v.values()) for k, v in analysis.by_module_and_operator().items()}
-            by_operator = analysis.by_module_and_operator()[""]
-            uncounted = {k: int(v) for k, v in analysis.unsupported_ops().items()}
-    finally:
-        for m, mode in modes.items():
-            m.training = mode
+    counted: _Counts | None = None
+    device = next(chain(module.parameters(), module.buffers()), torch.zeros(())).device
+    if device.type == "meta" or math.prod(input_shape) >= LARGE:
+        # Whatever it is that a module does with values, or an operator without a form for shapes: it is run for real.
+        with suppress(Exception), _traceable_convolutions():
+            counted = _counts(_without_values(module), torch.device("meta"), input_shape, warm_up)
+    if counted is None:
+        modes = {m: m.training for m in module.modules()}
+        try:
+            counted = _counts(module.eval(), device, input_shape, warm_up)
+        finally:
+            for m, mode in modes.items():
+                m.training = mode
+    by_module, by_operator, uncounted = counted
     if strict and uncounted:
         raise UncountedError(
             f"operators that are not counted: {', '.join(f'{k} ({v} times)' for k, v in uncounted.items())}; give them "

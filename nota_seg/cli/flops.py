@@ -24,7 +24,7 @@ def flops(
     """
     from nota_seg.flops import cost, format_cost
     from nota_seg.models.loading import load_model
-    from nota_seg.models.zoo import create_from_settings
+    from nota_seg.models.zoo import create_from_settings, create_outline
 
     quiet_libraries()
     if (model is None) == (pretrain is None):
@@ -32,7 +32,7 @@ def flops(
     pixels = parse_size(size, "--size")
     assert pixels is not None
     if model is not None:
-        net = create_from_settings(model, num_labels=num_classes, sets=set_ or [])
+        net = create_from_settings(model, num_labels=num_classes, sets=set_ or [], create=create_outline)
     else:
         net, _ = load_model(str(pretrain), "cpu")
     result = cost(net, pixels)

@@ -99,6 +99,7 @@ def test_exports(kind: str, name: str) -> None:
 def test_every_operator_is_counted(kind: str, name: str) -> None:
     result = cost(tiny(kind, name), (65, 97))
     assert result["uncounted"] == {} and 0 < result["macs"] == sum(result["by_part"].values())
+    assert cost(tiny(kind, name).to("meta"), (65, 97)) == result  # by its shapes alone, as large pictures are counted
 
 
 @components

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nota_seg
+import util.flops
 from nota_seg.catalogue import model_table
 from nota_seg.flops import cost, format_cost
+from nota_seg.models.zoo import create_outline
 from util.flops import UncountedError, count
 
 
@@ -29,6 +34,11 @@ class Fn(nn.Module):
         (nn.Conv2d(3, 6, 3, padding=1, groups=3), 6 * 9 * 64),
         (nn.ConvTranspose2d(3, 5, 2, stride=2), 3 * 5 * 4 * 64),
         (nn.Conv2d(3, 8, 3, padding="same"), 3 * 8 * 9 * 64),
+        (nn.Conv2d(3, 8, 3, stride=2, padding=1, dilation=2), 3 * 8 * 9 * 9),
+        (
+            nn.Sequential(nn.ConvTranspose2d(3, 4, 3, 2, 1, output_padding=1, groups=1), nn.Conv2d(4, 2, (3, 1))),
+            3 * 4 * 9 * 64 + 4 * 2 * 3 * 14 * 16,
+        ),
         (nn.Conv2d(3, 8, 1).half(), 3 * 8 * 64),
         (nn.Linear(8, 4), 3 * 8 * 8 * 4),
         (Fn(lambda x: x @ x.transpose(2, 3)), 3 * 8 * 8 * 8),
@@ -43,6 +53,8 @@ class Fn(nn.Module):
         "depth-wise",
         "transposed",
         "same",
+        "dilated",
+        "after a transposed one",
         "half",
         "linear",
         "matmul",
@@ -53,8 +65,51 @@ class Fn(nn.Module):
         "elementwise",
     ],
 )
-def test_by_hand(module: nn.Module, macs: int) -> None:
+def test_by_hand(module: nn.Module, macs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert count(module, (1, 3, 8, 8)).macs == macs
+    monkeypatch.setattr(util.flops, "LARGE", 0)
+    with only_shapes(module):
+        assert count(module, (1, 3, 8, 8)).macs == macs
+
+
+@contextmanager
+def only_shapes(module: nn.Module) -> Iterator[None]:
+    """Fails where the module is run with numbers."""
+
+    def check(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if not inputs[0].is_meta:
+            pytest.fail("it was computed")
+
+    with module.register_forward_pre_hook(check):
+        yield
+
+
+def test_what_looks_at_values_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(util.flops, "LARGE", 0)
+    assert count(Fn(lambda x: x @ x.transpose(2, 3) if x.sum().item() == 0 else x), (1, 3, 8, 8)).macs == 3 * 8 * 8 * 8
+    kept = torch.zeros(1, 3, 8, 8)  # neither a parameter nor a buffer: it has its numbers wherever the rest goes
+    assert count(Fn(lambda x: x @ kept), (1, 3, 8, 8)).macs == 3 * 8 * 8 * 8
+
+
+def test_large_inputs_are_not_computed_and_cost_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nota_seg.create_model("segformer-b0-hamburger", num_labels=3).eval()
+    x = torch.randn(1, 3, 64, 64)
+    before = model(x).logits
+    monkeypatch.setattr(util.flops, "LARGE", 10**9)
+    computed = cost(model, (320, 320))
+    monkeypatch.undo()
+    with only_shapes(model):
+        assert cost(model, (320, 320)) == computed
+    assert torch.equal(model(x).logits, before)  # nothing of the other device is left in it
+    assert cost(create_outline("segformer-b0-hamburger", num_labels=3), (320, 320)) == computed
+    assert not torch._C._dispatch_has_kernel_for_dispatch_key("aten::_convolution", "Meta")  # torch is as it was
+
+
+def test_attention_of_a_picture_that_no_machine_could_hold() -> None:
+    one = cost(create_outline("segformer-b0-dest_attn"), (512, 512))
+    large = cost(create_outline("segformer-b0-dest_attn"), (2048, 2048))
+    attention = [c["macs_reference"] - c["macs_reference_without_attention"] for c in (one, large)]
+    assert attention[1] == pytest.approx(256 * attention[0])
 
 
 def test_an_unknown_operator_fails_the_count() -> None:
