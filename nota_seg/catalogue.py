@@ -7,15 +7,19 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
+import torch
+
+from nota_seg.flops import outlined
 from nota_seg.models import external
 from nota_seg.models.architecture import PER_STAGE
 from nota_seg.models.network import has_textbook, textbook
 from nota_seg.models.registry import BLOCKS, DECODERS
 from nota_seg.models.study import STUDY
-from nota_seg.models.zoo import create_config, create_outline, family_of
-from util.flops import count
+from nota_seg.models.zoo import create_config, create_model, family_of
+from util.flops import Cost, count
 
 Progress = Callable[[int], object]
 TOLERANCE = 0.005  # of a figure of the study, relative
@@ -31,7 +35,7 @@ def model_table(names: Sequence[str], *, progress: Progress | None = None) -> li
     known: dict[str, list[tuple[int, list[int]]]] = {}
     for name in names:
         if external.library_of(name):
-            rows.append(_external_row(name))
+            rows.append(outlined(partial(_external_row, name), partial(create_model, name)))
             if progress is not None:
                 progress(1)
             continue
@@ -42,12 +46,13 @@ def model_table(names: Sequence[str], *, progress: Progress | None = None) -> li
         stages = [{**s, "depth": d} for s, d in zip(config.stages, depths, strict=True)]
         key = json.dumps([stages, config.decoder])
         if key not in known:
-            known[key] = _by_stage(create_outline(name, depths=depths))
+            known[key] = outlined(_by_stage, partial(create_model, name, depths=depths))
         executed, reference = (
             whole + sum(blocks * (n - 1) for blocks, n in zip(by_stage, repeats, strict=True))
             for whole, by_stage in known[key]
         )
-        params = sum(p.numel() for p in create_outline(name).parameters())
+        with torch.device("meta"):
+            params = sum(p.numel() for p in create_model(name).parameters())
         rows.append(
             {
                 "name": name,
@@ -63,8 +68,7 @@ def model_table(names: Sequence[str], *, progress: Progress | None = None) -> li
     return rows
 
 
-def _external_row(name: str) -> dict[str, Any]:
-    model = create_outline(name)
+def _external_row(name: str, model: Any) -> dict[str, Any]:
     macs = []
     for context in (nullcontext(), textbook(model)) if has_textbook(model) else (nullcontext(),):
         with context:
@@ -90,6 +94,11 @@ def _by_stage(model: Any) -> list[tuple[int, list[int]]]:
     return [result[0], result[-1]]
 
 
+def _in_textbook(size: int, model: Any) -> Cost:
+    with textbook(model):
+        return count(model, (1, 3, size, size), warm_up=(1, 3, 64, 64))
+
+
 def study_table(*, progress: Progress | None = None) -> list[dict[str, Any]]:
     """The study's rows: what it printed, what is counted here, and a note where the two differ by over 0.5%.
 
@@ -102,9 +111,7 @@ def study_table(*, progress: Progress | None = None) -> list[dict[str, Any]]:
     for row in STUDY:
         counted = None
         if row.name is not None:
-            model = create_outline(row.name)
-            with textbook(model):
-                price = count(model, (1, 3, row.size, row.size), warm_up=(1, 3, 64, 64))
+            price = outlined(partial(_in_textbook, row.size), partial(create_model, row.name))
             layers = price.macs - price.attention - price.by_operator.get("upsample_bilinear2d", 0)
             counted = {
                 "params": round(price.params / 1e6, 3),

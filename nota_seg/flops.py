@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from nota_seg.models.modeling import NotaSegPreTrainedModel
 from nota_seg.models.network import Encoder, has_textbook, textbook
-from util.flops import count
+from util.errors import InputError
+from util.flops import UncountedError, count
+
+Measured = TypeVar("Measured")
+
+
+def outlined(measure: Callable[[Any], Measured], create: Callable[[], Any]) -> Measured:
+    """What `measure` counts of a model that is made for this alone: on the meta device, in no time and memory.
+
+    Where that fails (a component looks at values), of the model with its weights.
+    """
+    try:
+        with torch.device("meta"):
+            model = create()
+        return measure(model)
+    except (InputError, UncountedError):
+        raise
+    except Exception:  # whatever the component does, or the library that built the encoder
+        return measure(create())
 
 
 def parts_of(model: nn.Module) -> list[str]:

@@ -176,8 +176,8 @@ def _traceable_convolutions() -> Iterator[None]:
 
     def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
         result = x.new_empty(_shape_of_convolution(x, weight, *settings[:6]))
-        rows_last = x.ndim != 4 or not x.is_contiguous(memory_format=torch.channels_last)
-        return result if rows_last else result.to(memory_format=torch.channels_last)
+        channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        return result.to(memory_format=torch.channels_last) if channels_last else result
 
     with torch.library._scoped_library("aten", "IMPL", "Meta") as library:
         library.impl("convolution", recorded, allow_override=True)

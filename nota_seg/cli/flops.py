@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -22,9 +23,9 @@ def flops(
 
     Example: `nota-seg flops --model segformer-b2-pool --size 512x1024`
     """
-    from nota_seg.flops import cost, format_cost
+    from nota_seg.flops import cost, format_cost, outlined
     from nota_seg.models.loading import load_model
-    from nota_seg.models.zoo import create_from_settings, create_outline
+    from nota_seg.models.zoo import create_from_settings
 
     quiet_libraries()
     if (model is None) == (pretrain is None):
@@ -32,8 +33,8 @@ def flops(
     pixels = parse_size(size, "--size")
     assert pixels is not None
     if model is not None:
-        net = create_from_settings(model, num_labels=num_classes, sets=set_ or [], create=create_outline)
+        create = partial(create_from_settings, model, num_labels=num_classes, sets=set_ or [])
+        result = outlined(lambda net: cost(net, pixels), create)
     else:
-        net, _ = load_model(str(pretrain), "cpu")
-    result = cost(net, pixels)
+        result = cost(load_model(str(pretrain), "cpu")[0], pixels)
     print_json(result) if json else print(format_cost(result))

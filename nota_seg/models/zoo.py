@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-import torch
-
 from nota_seg.models import external
 from nota_seg.models.architecture import PER_STAGE, Architecture
 from nota_seg.models.configuration import NotaSegConfig
@@ -240,25 +238,11 @@ def create_model(name: str, task: str = "segmentation", num_labels: int = 150, *
     return tasks[task](create_config(name, num_labels=num_labels, **overrides))
 
 
-def create_outline(name: str, task: str = "segmentation", num_labels: int = 150, **overrides: Any) -> Any:
-    """As `create_model`, on the meta device: all layers, no weights. It takes no time or memory, and can be counted.
-
-    A library's encoder that looks at values while it is built comes with its weights.
-    """
-    try:
-        with torch.device("meta"):
-            return create_model(name, task, num_labels, **overrides)
-    except (RuntimeError, NotImplementedError):
-        if not external.library_of(name):
-            raise
-        return create_model(name, task, num_labels, **overrides)
-
-
 def create_from_settings(
-    name: str, *, num_labels: int, sets: Sequence[str], create: Callable[..., Any] = create_model, **overrides: Any
+    name: str, *, num_labels: int, sets: Sequence[str], task: str = "segmentation", **overrides: Any
 ) -> Any:
-    """A model from a name and `--set model.key=value` strings, made by `create_model` or `create_outline`."""
+    """A model from a name and `--set model.key=value` strings."""
     from nota_seg.config import FinetuneConfig, build
 
     section = build(FinetuneConfig, options={"model.name": name}, sets=sets).model
-    return create(section.name, num_labels=num_labels, **section.overrides(), **overrides)
+    return create_model(section.name, task, num_labels=num_labels, **section.overrides(), **overrides)

@@ -8,14 +8,15 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nota_seg.config import differences
-from nota_seg.flops import cost
-from nota_seg.models.zoo import create_outline
+from nota_seg.flops import cost, outlined
+from nota_seg.models.zoo import create_model
 from nota_seg.report.overlays import Disagreement
 from nota_seg.report.runs import SCORE_NAMES, SCORES, Latency, Run, read_json
 from nota_seg.report.significance import Verdict, check_alike, format_p, resampled_miou, verdict
@@ -152,7 +153,8 @@ def cost_of(run: Run, size: tuple[int, int]) -> dict[str, Any]:
     if not classes:
         raise InputError("neither an evaluation nor best/config.json says how many classes it has")
     task = "segmentation" if run.first.phase == "finetune" else "classification"
-    return cost(create_outline(settings.pop("name"), task, num_labels=classes, **settings), size)
+    create = partial(create_model, settings.pop("name"), task, num_labels=classes, **settings)
+    return outlined(lambda model: cost(model, size), create)
 
 
 def _dig(config: dict[str, Any], dotted: str) -> Any:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 import nota_seg
 import util.flops
 from nota_seg.catalogue import model_table
-from nota_seg.flops import cost, format_cost
-from nota_seg.models.zoo import create_outline
+from nota_seg.flops import cost, format_cost, outlined
 from util.flops import UncountedError, count
 
 
@@ -101,13 +100,15 @@ def test_large_inputs_are_not_computed_and_cost_the_same(monkeypatch: pytest.Mon
     with only_shapes(model):
         assert cost(model, (320, 320)) == computed
     assert torch.equal(model(x).logits, before)  # nothing of the other device is left in it
-    assert cost(create_outline("segformer-b0-hamburger", num_labels=3), (320, 320)) == computed
+    with torch.device("meta"):
+        outline = nota_seg.create_model("segformer-b0-hamburger", num_labels=3)
+    assert cost(outline, (320, 320)) == computed
     assert not torch._C._dispatch_has_kernel_for_dispatch_key("aten::_convolution", "Meta")  # torch is as it was
 
 
 def test_attention_of_a_picture_that_no_machine_could_hold() -> None:
-    one = cost(create_outline("segformer-b0-dest_attn"), (512, 512))
-    large = cost(create_outline("segformer-b0-dest_attn"), (2048, 2048))
+    model = nota_seg.create_model("segformer-b0-dest_attn")
+    one, large = cost(model, (512, 512)), cost(model, (2048, 2048))
     attention = [c["macs_reference"] - c["macs_reference_without_attention"] for c in (one, large)]
     assert attention[1] == pytest.approx(256 * attention[0])
 
@@ -117,6 +118,25 @@ def test_an_unknown_operator_fails_the_count() -> None:
     with pytest.raises(UncountedError, match=r"linalg_matrix_exp \(1 times\)"):
         count(module, (1, 3, 8, 8))
     assert count(module, (1, 3, 8, 8), strict=False).uncounted == {"aten::linalg_matrix_exp": 1}
+
+
+def test_a_model_that_is_made_to_be_counted() -> None:
+    made: list[str] = []
+
+    def create(function: object) -> nn.Module:
+        module = nn.Sequential(nn.Conv2d(3, 8, 1), Fn(function))
+        made.append(module[0].weight.device.type)
+        return module
+
+    def macs(module: nn.Module) -> int:
+        return count(module, (1, 3, 8, 8)).macs
+
+    assert outlined(macs, lambda: create(F.gelu)) == 3 * 8 * 64 and made == ["meta"]
+    looks = lambda x: x if x.sum().item() > 1e9 else F.gelu(x)  # noqa: E731
+    assert outlined(macs, lambda: create(looks)) == 3 * 8 * 64 and made == ["meta", "meta", "cpu"]
+    with pytest.raises(UncountedError):
+        outlined(macs, lambda: create(torch.linalg.matrix_exp))
+    assert made == ["meta", "meta", "cpu", "meta"]
 
 
 def test_state_and_mode_are_left_alone() -> None:
