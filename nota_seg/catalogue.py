@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 
-from nota_seg.flops import outlined
 from nota_seg.models import external
 from nota_seg.models.architecture import PER_STAGE
 from nota_seg.models.network import has_textbook, textbook
 from nota_seg.models.registry import BLOCKS, DECODERS
 from nota_seg.models.study import STUDY
 from nota_seg.models.zoo import create_config, create_model, family_of
-from util.flops import Cost, count
+from util.flops import Cost, count, outlined
 
 Progress = Callable[[int], object]
 TOLERANCE = 0.005  # of a figure of the study, relative

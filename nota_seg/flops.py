@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from torch import nn
 
-from nota_seg.models.modeling import NotaSegPreTrainedModel
 from nota_seg.models.network import Encoder, has_textbook, textbook
-from util.errors import InputError
-from util.flops import UncountedError, count
-
-Measured = TypeVar("Measured")
-
-
-def outlined(measure: Callable[[Any], Measured], create: Callable[[], Any]) -> Measured:
-    """What `measure` counts of a model that is made for this alone: on the meta device, in no time and memory.
-
-    Where that fails (a component looks at values), of the model with its weights.
-    """
-    try:
-        with torch.device("meta"):
-            model = create()
-        return measure(model)
-    except (InputError, UncountedError):
-        raise
-    except Exception:  # whatever the component does, or the library that built the encoder
-        return measure(create())
+from util.flops import count
 
 
 def parts_of(model: nn.Module) -> list[str]:
@@ -52,9 +31,11 @@ def cost(model: nn.Module, size: tuple[int, int] = (512, 512)) -> dict[str, Any]
         order of its paper, and without its attention products (what tools print that see only layers); `by_part` of
         `macs`; `uncounted`, which is empty, as an unknown operator raises; `size` and the `model`'s name.
     """
-    shape = (1, getattr(getattr(model, "config", None), "in_channels", 3), *size)
+    config = getattr(model, "config", None)
+    shape = (1, getattr(config, "in_channels", 3), *size)
     # Our models take any size, and what they keep of their weights does not depend on it.
-    small = (*shape[:2], 64, 64) if isinstance(model, NotaSegPreTrainedModel) else None
+    ours = str(getattr(config, "model_type", "")).startswith("nota_seg")
+    small = (*shape[:2], 64, 64) if ours else None
     executed = count(model, shape, warm_up=small, parts=parts_of(model))
     reference = executed
     if has_textbook(model):
@@ -69,7 +50,7 @@ def cost(model: nn.Module, size: tuple[int, int] = (512, 512)) -> dict[str, Any]
         "by_part": executed.by_part,
         "uncounted": executed.uncounted,
         "size": list(size),
-        "model": getattr(getattr(model, "config", None), "zoo_name", None) or type(model).__name__,
+        "model": getattr(config, "zoo_name", None) or type(model).__name__,
     }
 
 

@@ -13,6 +13,7 @@ import pytest
 from conftest import finetune_words
 
 import nota_seg
+from nota_seg.flops import cost
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(f for package in ("nota_seg", "imagenet_pretrain", "util") for f in (ROOT / package).rglob("*.py"))
@@ -120,6 +121,14 @@ def test_evaluation_does_without_transformers_and_augmentation(scenes: Path, tmp
     words = ["eval", "--data-dir", str(scenes), "--pretrain", str(tmp_path / "model"), "--device", "cpu", "--json", "-"]
     output, brought = output_and_libraries(verb(words), ("transformers", "albumentations", "accelerate"))
     assert json.loads(output)["images"] == 4 and brought == []
+
+
+def test_counting_a_run_does_without_transformers(tmp_path: Path) -> None:
+    model = nota_seg.create_model("segformer-b0", depths=[1, 1, 1, 1], num_labels=8)
+    model.save_pretrained(tmp_path)
+    words = ["flops", "--pretrain", str(tmp_path), "--size", "64x96", "--json"]
+    output, brought = output_and_libraries(verb(words), ("transformers", "timm"))
+    assert json.loads(output) == json.loads(json.dumps(cost(model, (64, 96)))) and brought == []
 
 
 def test_loading_a_model_brings_no_library_that_it_does_not_use(tmp_path: Path) -> None:

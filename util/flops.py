@@ -19,13 +19,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
+from util.errors import InputError
+
 LARGE = 2**18  # numbers in an input; a smaller one is computed as soon as its shapes are followed through Python
+Measured = TypeVar("Measured")
 Handler = Callable[[list[Any], list[Any]], Counter[str]]
 
 
@@ -280,3 +283,18 @@ def count(
         by_part["rest"] = total - sum(by_part.values())
     params = sum(p.numel() for p in module.parameters())
     return Cost(params, total, {k: round(v) for k, v in by_operator.items()}, by_part, uncounted)
+
+
+def outlined(measure: Callable[[Any], Measured], create: Callable[[], Any]) -> Measured:
+    """What `measure` counts of a model that is made for this alone: on the meta device, in no time and memory.
+
+    Where that fails (a component looks at values), of the model with its weights.
+    """
+    try:
+        with torch.device("meta"):
+            model = create()
+        return measure(model)
+    except (InputError, UncountedError):
+        raise
+    except Exception:  # whatever the component does, or the library that built the encoder
+        return measure(create())

@@ -23,9 +23,9 @@ def flops(
 
     Example: `nota-seg flops --model segformer-b2-pool --size 512x1024`
     """
-    from nota_seg.flops import cost, format_cost, outlined
-    from nota_seg.models.loading import load_model
-    from nota_seg.models.zoo import create_from_settings
+    from nota_seg.flops import cost, format_cost
+    from nota_seg.models.loading import load_for_inference
+    from util.flops import outlined
 
     quiet_libraries()
     if (model is None) == (pretrain is None):
@@ -33,8 +33,10 @@ def flops(
     pixels = parse_size(size, "--size")
     assert pixels is not None
     if model is not None:
+        from nota_seg.models.zoo import create_from_settings  # brings transformers, which a run's folder does without
+
         create = partial(create_from_settings, model, num_labels=num_classes, sets=set_ or [])
         result = outlined(lambda net: cost(net, pixels), create)
     else:
-        result = cost(load_model(str(pretrain), "cpu")[0], pixels)
+        result = cost(load_for_inference(str(pretrain))[0], pixels)
     print_json(result) if json else print(format_cost(result))

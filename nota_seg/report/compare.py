@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from nota_seg.config import differences
-from nota_seg.flops import cost, outlined
+from nota_seg.flops import cost
 from nota_seg.models.zoo import create_model
 from nota_seg.report.overlays import Disagreement
 from nota_seg.report.runs import SCORE_NAMES, SCORES, Latency, Run, read_json
 from nota_seg.report.significance import Verdict, check_alike, format_p, resampled_miou, verdict
 from util.errors import InputError
 from util.files import whole_folder
+from util.flops import outlined
 
 PAGE, RESULT = "index.html", "compare.json"
 # Keys of the configuration that say where a run lies rather than what it is.

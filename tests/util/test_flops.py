@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import nota_seg
 import util.flops
 from nota_seg.catalogue import model_table
-from nota_seg.flops import cost, format_cost, outlined
-from util.flops import UncountedError, count
+from nota_seg.flops import cost, format_cost
+from util.flops import UncountedError, count, outlined
 
 
 class Fn(nn.Module):
