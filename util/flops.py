@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,8 @@ from torch import Tensor, nn
 
 from util.errors import InputError
 
-LARGE = 2**18  # numbers in an input; a smaller one is computed as soon as its shapes are followed through Python
+LARGE = 2**18  # numbers in an input: a smaller one is computed as soon as its shapes are followed through Python
+HEAVY = 2**44  # numbers in an input times parameters: worth the import of what follows shapes
 Measured = TypeVar("Measured")
 Handler = Callable[[list[Any], list[Any]], Counter[str]]
 
@@ -228,6 +230,16 @@ def _counts(
         return by_module, dict(by_operator[""]), {k: int(v) for k, v in analysis.unsupported_ops().items()}
 
 
+def _sooner_followed(module: nn.Module, numbers: int) -> bool:
+    """Whether following the shapes of so many numbers takes less time than computing with them.
+
+    The rules for shapes are in torch's compiler, whose import takes longer than a light model, and which transformers
+    brings anyway.
+    """
+    imported = "torch._dynamo" in sys.modules
+    return numbers >= LARGE and (imported or numbers * sum(p.numel() for p in module.parameters()) >= HEAVY)
+
+
 def _without_values(module: nn.Module) -> nn.Module:
     """A copy on the meta device, in evaluation mode."""
     tensors = chain(module.parameters(), module.buffers())
@@ -260,7 +272,7 @@ def count(
     """
     counted: _Counts | None = None
     device = next(chain(module.parameters(), module.buffers()), torch.zeros(())).device
-    if device.type == "meta" or math.prod(input_shape) >= LARGE:
+    if device.type == "meta" or _sooner_followed(module, math.prod(input_shape)):
         # Whatever it is that a module does with values, or an operator without a form for shapes: it is run for real.
         with suppress(Exception), _traceable_convolutions():
             counted = _counts(_without_values(module), torch.device("meta"), input_shape, warm_up)
