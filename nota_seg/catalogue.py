@@ -68,28 +68,29 @@ def model_table(names: Sequence[str], *, progress: Progress | None = None) -> li
 
 
 def _external_row(name: str, model: Any) -> dict[str, Any]:
-    macs = []
-    for context in (nullcontext(), textbook(model)) if has_textbook(model) else (nullcontext(),):
-        with context:
-            macs.append(count(model, (1, 3, 512, 512), warm_up=(1, 3, 64, 64)).macs)
+    executed, reference = _in_both_orders(model)
     return {
         "name": name,
         "family": family_of(name),
         "components": model.config.components(),
-        "params": sum(p.numel() for p in model.parameters()),
-        "gmacs": round(macs[0] / 1e9, 3),
-        "gmacs_reference": round(macs[-1] / 1e9, 3),
+        "params": executed.params,
+        "gmacs": round(executed.macs / 1e9, 3),
+        "gmacs_reference": round(reference.macs / 1e9, 3),
     }
 
 
 def _by_stage(model: Any) -> list[tuple[int, list[int]]]:
     """MACs of the whole model and of the first block of each stage, as executed and in the textbook order."""
     blocks = [f"encoder.stages.{i}.blocks.0" for i in range(len(model.config.stages))]
+    return [(cost.macs, [cost.by_part[b] for b in blocks]) for cost in _in_both_orders(model, blocks)]
+
+
+def _in_both_orders(model: Any, parts: Sequence[str] = ()) -> list[Cost]:
+    """As executed and in the textbook order; counted once where these are the same."""
     result = []
     for context in (nullcontext(), textbook(model)) if has_textbook(model) else (nullcontext(),):
         with context:
-            counted = count(model, (1, 3, 512, 512), warm_up=(1, 3, 64, 64), parts=blocks)
-        result.append((counted.macs, [counted.by_part[b] for b in blocks]))
+            result.append(count(model, (1, 3, 512, 512), warm_up=(1, 3, 64, 64), parts=parts))
     return [result[0], result[-1]]
 
 

@@ -33,7 +33,8 @@ def cost(model: nn.Module, size: tuple[int, int] = (512, 512)) -> dict[str, Any]
     """
     config = getattr(model, "config", None)
     shape = (1, getattr(config, "in_channels", 3), *size)
-    # Our models take any size, and what they keep of their weights does not depend on it.
+    # Our models take any size, and what they keep of their weights does not depend on it. They are known by their
+    # configuration: to ask for their class would import transformers.
     ours = str(getattr(config, "model_type", "")).startswith("nota_seg")
     small = (*shape[:2], 64, 64) if ours else None
     executed = count(model, shape, warm_up=small, parts=parts_of(model))

@@ -35,8 +35,8 @@ class Fn(nn.Module):
         (nn.Conv2d(3, 8, 3, padding="same"), 3 * 8 * 9 * 64),
         (nn.Conv2d(3, 8, 3, stride=2, padding=1, dilation=2), 3 * 8 * 9 * 9),
         (
-            nn.Sequential(nn.ConvTranspose2d(3, 4, 3, 2, 1, output_padding=1, groups=1), nn.Conv2d(4, 2, (3, 1))),
-            3 * 4 * 9 * 64 + 4 * 2 * 3 * 14 * 16,
+            nn.Sequential(nn.ConvTranspose2d(3, 6, 3, 2, 1, output_padding=1, groups=3), nn.Conv2d(6, 2, (3, 1))),
+            6 * 9 * 64 + 6 * 2 * 3 * 14 * 16,
         ),
         (nn.Conv2d(3, 8, 1).half(), 3 * 8 * 64),
         (nn.Linear(8, 4), 3 * 8 * 8 * 4),
